@@ -1,0 +1,3 @@
+"""The `embed` command."""
+
+__version__ = "0.1.0"

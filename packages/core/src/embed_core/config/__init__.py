@@ -1,0 +1,1 @@
+"""Typed configuration: components, the run, and loading with places for every error."""

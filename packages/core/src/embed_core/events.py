@@ -1,0 +1,48 @@
+"""What observers are told."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class StepEvent:
+    """One optimizer step, or (``step`` = steps done, ``evaluation`` set) one evaluation between two steps."""
+
+    rank: int
+    step: int
+    """Optimizer steps done, this one included."""
+    total_steps: int
+    epoch: float
+    loss: float
+    metrics: Mapping[str, float]
+    """The loss's terms, averaged over the step's micro-batches."""
+    learning_rate: float
+    gradient_norm: float | None
+    """Before clipping."""
+    seconds: float
+    """Wall-clock seconds of this step."""
+    rows: int
+    """Rows of the global batch(es) of this step."""
+    tokens: int
+    """Real (non-padding) tokens encoded, all ranks, identical texts counted once."""
+    padded_tokens: int
+    """Tokens the hardware saw, padding included, all ranks."""
+    evaluation: Mapping[str, float] | None = None
+    """Metrics ``evaluator/way/measure`` where this event reports an evaluation."""
+
+
+@dataclass(frozen=True, slots=True)
+class RunEvent:
+    """The end of a run."""
+
+    rank: int
+    output_dir: Path
+    steps: int
+    error: BaseException | None
+    export_dir: Path | None
+    """Where the model was exported; ``None`` when the run failed first."""
+    evaluations: Mapping[int, Mapping[str, float]] = field(default_factory=dict)
+    """Step → metrics; step 0 is before training."""

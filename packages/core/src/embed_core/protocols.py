@@ -1,0 +1,153 @@
+"""The six component interfaces. Structural: a plugin's classes need not inherit from anything here.
+
+A component is built from its config (see :mod:`embed_core.config.base`); ``Model`` and ``Loss`` are also
+``torch.nn.Module``. Every stateful component has ``state_dict`` / ``load_state_dict``.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+
+from embed_core.types import (
+    Batch,
+    Embeddings,
+    Encoded,
+    Example,
+    Item,
+    LossOutput,
+    RetrievalSet,
+    Role,
+    ScoreWeights,
+    Targets,
+)
+
+if TYPE_CHECKING:
+    import numpy as np
+    from torch import Tensor, nn
+
+    from embed_core.card import RunCard
+
+
+@runtime_checkable
+class Model(Protocol):
+    """An encoder. Also an ``nn.Module`` whose ``forward(**collated)`` returns :class:`Embeddings`.
+
+    ``forward`` must not depend on which texts share a chunk: padding has to be masked, so that chunked and
+    unchunked runs agree. All parameters must sit in sub-modules that are *called* (ZeRO-3 fetches them then).
+    """
+
+    scores: Mapping[str, ScoreWeights]
+    """The ways this model ranks, by name, the best first: what the evaluation reports."""
+
+    def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
+        """Unpadded token lists, truncated to the role's maximum length. Called from a background thread."""
+        ...
+
+    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        """One chunk as padded CPU tensors, the keyword arguments of ``forward``."""
+        ...
+
+    def __call__(self, **inputs: Tensor) -> Embeddings: ...
+
+
+@runtime_checkable
+class Loss(Protocol):
+    """Maps a global batch's embeddings to a scalar. Never sees the model, never gathers.
+
+    Embeddings come in fp32 (or wider) whatever the training precision. A loss may hold parameters; they are trained.
+    """
+
+    def __call__(self, batch: Batch, targets: Targets) -> LossOutput: ...
+
+
+@runtime_checkable
+class Sampler(Protocol):
+    """Draws global batches: a pure function of (seed, draw), so that resume is O(1) and independent of the ranks."""
+
+    def batch(self, draw: int) -> Sequence[int]:
+        """Row ids of the ``draw``-th global batch, counted from 0 over all epochs."""
+        ...
+
+    @property
+    def draws_per_epoch(self) -> int:
+        """Batches in one pass over the data, at least 1."""
+        ...
+
+
+@runtime_checkable
+class Dataset(Protocol):
+    """Rows of training data, random access, plus what the samplers and the evaluation ask of it."""
+
+    name: str
+
+    def __len__(self) -> int: ...
+
+    def example(self, row: int, rng: np.random.Generator) -> Example:
+        """Row ``row`` with its positive and negatives drawn by ``rng`` alone: the same rng, the same example."""
+        ...
+
+    def identities(self, row: int) -> Iterable[bytes]:
+        """Everything two rows of one batch must not share (query text, positive texts): the no-duplicates sampler."""
+        ...
+
+    def source(self, row: int) -> str:
+        """Name of the source a row belongs to: the by-source sampler."""
+        ...
+
+    def texts(self) -> Iterator[str]:
+        """Every training text once: what a from-scratch tokenizer is trained on."""
+        ...
+
+    def held_out(self) -> RetrievalSet | None:
+        """The dataset's own evaluation split, disjoint from its training rows, or ``None``."""
+        ...
+
+    def fingerprint(self) -> str:
+        """Hex digest of the content: the key of caches and part of the resume check."""
+        ...
+
+
+class Encoder(Protocol):
+    """What an evaluator gets instead of the model: encodes on all ranks, no gradient, and knows the ways to score."""
+
+    scores: Mapping[str, ScoreWeights]
+    rank: int
+    world_size: int
+
+    def encode(self, items: Sequence[Item], role: Role) -> Embeddings:
+        """Embeddings of ``items`` in their order, on this rank only: fp32, on the training device."""
+        ...
+
+    def gather(self, value: Any) -> list[Any]:
+        """``value`` of every rank, in rank order (any picklable object)."""
+        ...
+
+
+@runtime_checkable
+class Evaluator(Protocol):
+    """Measures a model. Runs on all ranks; returns the same metrics on every rank."""
+
+    name: str
+
+    def evaluate(self, encoder: Encoder) -> Mapping[str, float]:
+        """Metrics as ``"{way of scoring}/{measure}"``, for instance ``"dense/nDCG@10": 0.41``."""
+        ...
+
+
+@runtime_checkable
+class Checkpointer(Protocol):
+    """Writes the finished model in the family's own layout, so that its own client loads it without our code."""
+
+    def export(self, model: nn.Module, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
+        """Write into ``directory`` (exists, empty; renamed into place by the caller). Called on rank 0 only.
+
+        ``state`` holds the full fp32 CPU weights by the names of ``model.named_parameters()`` and buffers: under
+        ZeRO-3 the parameters inside ``model`` are empty and must not be read.
+        """
+        ...
+
+
+Announce = Callable[[str], None]
+"""Prints one line for the user, on rank 0 only."""

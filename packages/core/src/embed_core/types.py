@@ -1,0 +1,158 @@
+"""The values that pass between dataset, model, loss and evaluator.
+
+Shape suffixes, used in every tensor name of this code base:
+    B  queries (rows) of the global batch          P  passages of the global batch, all groups one after another
+    N  texts of any one set                        D  width of the dense vector
+    T  tokens of a set of texts, one after another C  width of a multi-vector (ColBERT) token vector
+    K  flat length of some ragged list             N1, B1  N+1 or B+1 offsets into a flat list
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+Role = Literal["query", "passage"]
+Item = Any
+"""What a dataset yields for one side of a pair: a text for text models; a plugin may define others (an image)."""
+
+
+@dataclass(frozen=True, slots=True)
+class Example:
+    """One row, drawn: a query and its group of passages, the positive first."""
+
+    row: int
+    """Row id in the dataset."""
+    query: Item
+    passages: tuple[Item, ...]
+    """The positive, then the hard negatives (none is legal)."""
+    scores: tuple[float, ...] | None = None
+    """Teacher scores, one per passage, on the teacher's own scale."""
+    passage_keys: tuple[str | None, ...] | None = None
+    """External document ids, one per passage, for false-negative masking by id."""
+    positives: tuple[Item, ...] = ()
+    """Every known positive of the row, drawn or not: none of them may serve as its negative."""
+    positive_keys: tuple[str, ...] = ()
+    """External ids of every known positive of the row."""
+    query_prompt: str | None = None
+    passage_prompt: str | None = None
+    """Prompts of this row; ``None`` means the model's own for that role, ``""`` none."""
+    source: str = ""
+    """Name of the dataset the row came from."""
+    place: str = ""
+    """``file:line``, for messages."""
+
+
+@dataclass(frozen=True, slots=True)
+class Encoded:
+    """One text after tokenisation, unpadded."""
+
+    key: bytes
+    """Equal keys mean the model would give equal embeddings: the step encodes each key once."""
+    length: int
+    """Cost in tokens; chunks are cut by it."""
+    data: Mapping[str, Any]
+    """What ``Model.collate`` needs, for text ``{"input_ids": [...]}``."""
+
+
+class SparseVectors(NamedTuple):
+    """Lexical weights of N texts: text n has ``ids_K[offsets_N1[n]:offsets_N1[n+1]]``, each id at most once."""
+
+    weights_K: Tensor
+    ids_K: Tensor
+    offsets_N1: Tensor
+
+
+class MultiVectors(NamedTuple):
+    """Token vectors of N texts, unpadded: text n has rows ``offsets_N1[n]:offsets_N1[n+1]`` of ``vectors_TC``."""
+
+    vectors_TC: Tensor
+    offsets_N1: Tensor
+
+
+class Embeddings(NamedTuple):
+    """What a model says of N texts: any of a dense vector, lexical weights and token vectors.
+
+    A NamedTuple of tensors, so that DeepSpeed's ZeRO-3 hooks can see through it. Beware that ``len()`` of a
+    NamedTuple counts its fields: use :attr:`count`.
+    """
+
+    dense_ND: Tensor | None = None
+    sparse: SparseVectors | None = None
+    multi: MultiVectors | None = None
+
+    @property
+    def count(self) -> int:
+        """N, the number of texts."""
+        if self.dense_ND is not None:
+            return int(self.dense_ND.shape[0])
+        ragged = self.sparse or self.multi
+        assert ragged is not None, "embeddings of nothing"
+        return int(ragged.offsets_N1.shape[0]) - 1
+
+
+class Batch(NamedTuple):
+    """The embeddings of one global batch, by column: what a loss sees."""
+
+    query: Embeddings
+    """B texts."""
+    passage: Embeddings
+    """P texts, group after group, the positive first in each."""
+
+
+class Targets(NamedTuple):
+    """What a loss knows about a global batch besides its embeddings. All tensors are on the embeddings' device."""
+
+    groups_B1: Tensor
+    """int64 offsets: the passages of row b are ``groups_B1[b]:groups_B1[b+1]``, its positive is the first."""
+    row_ids_B: Tensor
+    """int64 row ids in the dataset."""
+    query_ids_B: Tensor
+    """int64 hash of each query's text: equal ids are equal texts."""
+    passage_ids_P: Tensor
+    """int64 hash of each passage's text."""
+    passage_keys_P: Tensor
+    """int64 hash of each passage's external id; 0 where it has none."""
+    positives_K: Tensor
+    """int64 hashes of the texts and of the external ids of all known positives, row after row."""
+    positive_offsets_B1: Tensor
+    """int64 offsets of the rows into ``positives_K``."""
+    scores_P: Tensor | None
+    """float32 teacher scores, NaN where a row has none; ``None`` where no row has any."""
+    step: int
+    """Optimizer steps done before this one; survives a resume."""
+
+    @property
+    def positive_columns_B(self) -> Tensor:
+        """Index of each row's positive among the P passages."""
+        return self.groups_B1[:-1]
+
+
+class LossOutput(NamedTuple):
+    """A loss and its terms."""
+
+    loss: Tensor
+    """Scalar: the mean over the B rows of the global batch, the same on every rank."""
+    metrics: Mapping[str, Tensor]
+    """Detached scalars by term name (``dense``, ``sparse``, …), for the display and the trackers."""
+
+
+@dataclass(frozen=True, slots=True)
+class RetrievalSet:
+    """Queries, a corpus and judgements, all by id: what BEIR calls a dataset."""
+
+    name: str
+    queries: Mapping[str, Item]
+    corpus: Mapping[str, Item]
+    qrels: Mapping[str, Mapping[str, int]]
+    """query id → document id → relevance (> 0 is relevant)."""
+
+
+ScoreWeights = Mapping[Literal["dense", "sparse", "multi"], float]
+"""How the kinds of score add up to one: ``{"dense": 1.0, "sparse": 0.3, "multi": 1.0}``."""
+
+Texts = Sequence[Item]

@@ -1,0 +1,3 @@
+"""Datasets for embed."""
+
+__version__ = "0.1.0"
