@@ -80,7 +80,6 @@ def load_module(plugin: Installed) -> ModuleType:
             f"{_who(plugin)} is written for hook API {wanted}, this embed-core has {hookspecs.API_VERSION}: "
             f"install a version of {plugin.package} that matches"
         )
-    assert isinstance(module, ModuleType) or module is not None
     return module  # type: ignore[no-any-return]
 
 
@@ -94,6 +93,7 @@ def plugin_manager() -> pluggy.PluginManager:
 def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
     """Load the core's own components and the named plugins; the registry comes back frozen.
 
+    A plugin module may name others whose components its recipes use in ``EMBED_REQUIRES``; those are activated too.
     Raises PluginError for a name that is not installed, a module that cannot be imported, a hook with an unknown name
     or arguments, or an answer that is not what the hook asks for.
     """
@@ -102,13 +102,20 @@ def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
     installed = discover()
     manager, registry = plugin_manager(), Registry()
     _register(manager, registry, Installed("core", "embed-core", "", None), builtins)  # type: ignore[arg-type]
-    for name in dict.fromkeys(names):
+    pending, done = list(names), set[str]()
+    while pending:
+        name = pending.pop(0)
+        if name in done:
+            continue
+        done.add(name)
         if name not in installed:
             raise PluginError(
                 f"plugin {name!r} is not installed: {did_you_mean(name, installed)} "
                 f"(`embed plugins` lists what is; `pip install embed-{name}` may be what is missing)"
             )
-        _register(manager, registry, installed[name], load_module(installed[name]))
+        module = load_module(installed[name])
+        _register(manager, registry, installed[name], module)
+        pending.extend(getattr(module, "EMBED_REQUIRES", ()))
     registry.freeze()
     return manager, registry
 

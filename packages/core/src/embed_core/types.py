@@ -86,7 +86,7 @@ class Embeddings(NamedTuple):
     multi: MultiVectors | None = None
 
     @property
-    def count(self) -> int:
+    def count(self) -> int:  # type: ignore[override] # tuple.count is of no use here
         """N, the number of texts."""
         if self.dense_ND is not None:
             return int(self.dense_ND.shape[0])

@@ -85,6 +85,8 @@ class RunConfig(Section):
 
     name: str = "run"
     """Names the run in trackers and the default output directory."""
+    plugins: tuple[str, ...] = ()
+    """Plugins this run activates; ``--plugin`` puts its names here."""
     seed: int = Field(default=42, ge=0)
     output_dir: Path | None = None
     """Where the run writes; None = ``runs/{name}-{date}-{time}``."""

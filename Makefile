@@ -1,0 +1,67 @@
+# `make help` lists the targets. Only Python 3.11 and make are assumed.
+PYTHON ?= python3.11
+VENV ?= .venv
+BIN := $(VENV)/bin
+
+# The core first: the others require its exact version, which pip finds among the paths of the same command.
+MEMBERS := packages/core cli $(filter-out packages/core,$(patsubst %/pyproject.toml,%,$(wildcard packages/*/pyproject.toml)))
+EXAMPLES := $(patsubst %/pyproject.toml,%,$(wildcard examples/*/pyproject.toml))
+PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet -c constraints.txt
+
+# One thread per process: the tests start several, and two threads on a busy machine are slower than one.
+TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+
+ARGS ?=
+.DEFAULT_GOAL := help
+.PHONY: help run install dev test test-all lint format types wheels clean distclean
+
+help: ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+
+run: install ## train BGE-M3 on the embedded default (about 3 minutes on 2 cores); ARGS="--set a.b=c" adds options
+	$(BIN)/embed run --plugin bge $(ARGS)
+
+install: $(VENV)/.installed ## create .venv and install the packages at the tested versions
+dev: $(VENV)/.installed-dev ## the same plus the example plugin and the development tools
+
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.installed: constraints.txt $(MEMBERS:%=%/pyproject.toml) | $(BIN)/python
+	@# torch on its own and first: DeepSpeed is built from source and looks for it.
+	$(PIP_INSTALL) torch
+	$(PIP_INSTALL) $(MEMBERS:%=-e ./%)
+	@touch $@
+
+$(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt $(EXAMPLES:%=%/pyproject.toml)
+	$(PIP_INSTALL) -r requirements-dev.txt $(MEMBERS:%=-e ./%) $(EXAMPLES:%=-e ./%)
+	@touch $@
+
+test: dev ## the tests, without the slow ones
+	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+
+test-all: dev ## every test the machine can run, the slow ones included
+	$(PYTEST) $(ARGS)
+
+lint: dev ## ruff: rules and formatting
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: dev ## ruff: mend what can be mended
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+types: dev ## mypy, strict, on the packages
+	$(BIN)/mypy $(wildcard $(MEMBERS:%=%/src) $(EXAMPLES:%=%/src))
+
+wheels: dev ## build every wheel into dist/
+	rm -rf dist
+	for member in $(MEMBERS) $(EXAMPLES); do $(BIN)/python -m build --wheel --no-isolation --outdir dist $$member || exit 1; done
+
+clean: ## remove what building and testing leave
+	rm -rf dist build .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	find . -path ./$(VENV) -prune -o -name __pycache__ -type d -print0 | xargs -0 rm -rf
+
+distclean: clean ## clean, and remove the environment; runs/ stays
+	rm -rf $(VENV)

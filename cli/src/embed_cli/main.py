@@ -1,0 +1,154 @@
+"""The Typer app ``embed``. Importing this module imports neither torch nor pydantic; commands import what they need."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from embed_core.errors import EmbedError
+
+app = typer.Typer(
+    name="embed",
+    help="Train any embedding model: one command over one DeepSpeed loop.",
+    no_args_is_help=True,
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+PluginNames = Annotated[
+    list[str] | None,
+    typer.Option("--plugin", "-p", help="Plugin to activate; the first one's recipe is run. Repeatable."),
+]
+ConfigFile = Annotated[
+    str | None, typer.Option("--config", "-c", help="YAML or JSON file: the recipe's keys, a run's, or both.")
+]
+Overrides = Annotated[
+    list[str] | None,
+    typer.Option("--set", "-s", metavar="KEY=VALUE", help="Override one key: --set train.max_steps=10."),
+]
+
+
+@app.command()
+def run(
+    plugin: PluginNames = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    output_dir: Annotated[Path | None, typer.Option(help="Where to write; default runs/NAME-DATE-TIME.")] = None,
+    max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
+    seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")] = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
+    sanity: Annotated[bool, typer.Option("--sanity", help="The same recipe in miniature, in seconds.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output-dir.")] = False,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output-dir.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
+) -> None:
+    """Train: evaluate, step, checkpoint, evaluate again, export."""
+    import os
+
+    if local_rank is not None:  # the deepspeed launcher says it on the command line as well
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
+    from embed_cli.run_command import RunRequest, execute
+
+    execute(
+        RunRequest(
+            plugins=tuple(plugin or ()),
+            config=config,
+            overrides=tuple(set_ or ()),
+            output_dir=output_dir,
+            max_steps=max_steps,
+            seed=seed,
+            nproc=nproc,
+            sanity=sanity,
+            dry_run=dry_run,
+            resume=resume,
+            overwrite=overwrite,
+        )
+    )
+
+
+@app.command()
+def plugins(plugin: PluginNames = None) -> None:
+    """Show installed, active (--plugin) and failed plugins, with package, version and cause."""
+    from embed_cli.plugins_view import print_plugins
+    from embed_core.plugins import status
+
+    print_plugins(status(plugin or ()))
+
+
+@app.command()
+def schema(
+    plugin: PluginNames = None,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Of the first plugin's recipe instead of a run.")] = False,
+) -> None:
+    """Print the JSON schema of a run's config, or of a recipe's, for editors and checks."""
+    import json
+
+    from embed_core.config.schema import recipe_schema, run_schema
+    from embed_core.errors import ConfigError
+    from embed_core.plugins import activate
+
+    names = plugin or []
+    _, registry = activate(names)
+    if recipe:
+        found = registry.recipe(names[0]) if names else None
+        if found is None:
+            raise ConfigError("--recipe: name a plugin that has one, for instance --plugin bge")
+        print(json.dumps(recipe_schema(found), indent=2))
+    else:
+        print(json.dumps(run_schema(registry), indent=2))
+
+
+def _version(value: bool) -> None:
+    if value:
+        from embed_core import __version__
+
+        print(f"embed {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _root(
+    version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+) -> None:
+    pass
+
+
+BUILT_IN = ("run", "plugins", "schema")
+
+
+def add_plugin_commands(arguments: list[str]) -> None:
+    """Let installed plugins add commands, where the command line may mean one of them.
+
+    A plugin that cannot be imported costs its own commands only; a line on stderr says so.
+    """
+    if arguments and (arguments[0] in BUILT_IN or arguments[0] == "--version"):
+        return
+    from embed_core import plugins as core
+
+    for plugin in core.discover().values():
+        try:
+            module = core.load_module(plugin)
+            hook = getattr(module, "embed_register_commands", None)
+            if getattr(hook, "embed_impl", None) is not None:
+                hook(app)
+        except Exception as error:
+            print(f"warning: commands of plugin {plugin.name!r} are missing: {error}", file=sys.stderr)
+
+
+def main() -> None:
+    """Entry point of the ``embed`` command: user errors are one line each and exit code 2."""
+    try:
+        add_plugin_commands(sys.argv[1:])
+        app()
+    except EmbedError as error:
+        for line in str(error).splitlines():
+            print(f"error: {line}", file=sys.stderr)
+        sys.exit(2)
+    except KeyboardInterrupt:
+        print("interrupted", file=sys.stderr)
+        sys.exit(130)

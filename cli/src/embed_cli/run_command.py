@@ -1,0 +1,181 @@
+"""``embed run``: from the command line to :func:`embed_core.engine.run.run`."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import sys
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from embed_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    import pluggy
+
+    from embed_core.config.document import Document
+    from embed_core.config.run import RunConfig
+    from embed_core.registry import Registry
+
+SECTIONS = ("model", "data", "sampler", "loss", "checkpoint")
+
+
+@dataclass(frozen=True)
+class RunRequest:
+    """The options of ``embed run``."""
+
+    plugins: tuple[str, ...] = ()
+    config: str | None = None
+    overrides: tuple[str, ...] = ()
+    output_dir: Path | None = None
+    max_steps: int | None = None
+    seed: int | None = None
+    nproc: int = 1
+    sanity: bool = False
+    dry_run: bool = False
+    resume: bool = False
+    overwrite: bool = False
+
+
+def execute(request: RunRequest) -> None:
+    """Resolve the config, then train here, or start ``--nproc`` ranks that do."""
+    if request.resume and request.overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them")
+    launched = "RANK" in os.environ
+    if launched and request.nproc > 1:
+        raise ConfigError(
+            f"--nproc {request.nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
+        )
+    world_size = int(os.environ.get("WORLD_SIZE", request.nproc))
+    config, manager, registry = resolve(request, world_size)
+    if request.dry_run:
+        _print_config(config)
+    elif request.nproc > 1:
+        _launch(request, config)
+    else:
+        _train(request, config, manager, registry)
+
+
+def resolve(request: RunRequest, world_size: int) -> tuple[RunConfig, pluggy.PluginManager, Registry]:
+    """Activate the plugins and resolve the config. Raises EmbedError for everything a user can mend."""
+    from embed_core.config import document, load
+    from embed_core.plugins import activate
+
+    path = _config_path(request)
+    given = document.read(path) if path else document.Document()
+    names = _plugin_names(request, given)
+    manager, registry = activate(names)
+    recipe = registry.recipe(names[0]) if names and not _is_complete(given) else None
+    if recipe is None and path is None:
+        raise ConfigError(f"plugin {names[0]!r} has no default recipe: give --config FILE")
+    flags: Mapping[str, Any] = {
+        "seed": request.seed,
+        "output_dir": str(request.output_dir) if request.output_dir else None,
+        "max_steps": request.max_steps,
+        "plugins": list(names),
+    }
+    overrides = document.overrides(request.overrides)
+    config = load.resolve(registry, load.Request(recipe, given, request.sanity, overrides, flags, world_size))
+    return config, manager, registry
+
+
+def _config_path(request: RunRequest) -> Path | None:
+    if request.config:
+        return Path(request.config)
+    if request.resume:
+        if request.output_dir is None:
+            raise ConfigError("--resume needs to know which run: add --output-dir DIR")
+        saved = request.output_dir / "config.yaml"
+        if saved.exists() and not request.plugins:
+            return saved
+    return None
+
+
+def _plugin_names(request: RunRequest, given: Document) -> tuple[str, ...]:
+    names = request.plugins or given.data.get("plugins") or ()
+    if isinstance(names, str) or not all(isinstance(name, str) for name in names):
+        raise ConfigError(f"{given.place(('plugins',))}: plugins: a list of names is needed, got {names!r}")
+    if not names:
+        from embed_core.plugins import discover
+
+        known = ", ".join(sorted(discover())) or "none"
+        raise ConfigError(f"which plugin? Add --plugin NAME (installed: {known}) or `plugins: [NAME]` to the config")
+    return tuple(names)
+
+
+def _is_complete(given: Document) -> bool:
+    """Whether a file holds a whole run, as ``--dry-run`` and ``config.yaml`` do: then no recipe lies under it."""
+    return all(isinstance(given.data.get(s), dict) and "kind" in given.data[s] for s in SECTIONS)
+
+
+def _print_config(config: RunConfig) -> None:
+    import yaml
+
+    from embed_core.config.load import plain
+
+    text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
+    if sys.stdout.isatty():
+        from rich.console import Console
+        from rich.syntax import Syntax
+
+        Console().print(Syntax(text, "yaml", background_color="default"))
+    else:
+        sys.stdout.write(text)
+
+
+def _train(request: RunRequest, config: RunConfig, manager: pluggy.PluginManager, registry: Registry) -> None:
+    from embed_cli.display import make_display
+    from embed_core.engine.ranks import leave
+    from embed_core.engine.run import Options, replace_output, run  # noqa: F401
+
+    rank = int(os.environ.get("RANK", "0"))
+    display = make_display()
+    options = Options(
+        resume=request.resume, overwrite=request.overwrite, command=command_line(), announce=display.announce
+    )
+    if rank == 0:
+        manager.register(display)
+    try:
+        result = run(config, manager, registry, options)
+    except KeyboardInterrupt:
+        display.announce("interrupted: `embed run --resume --output-dir DIR` continues from the last checkpoint")
+        raise
+    finally:
+        leave()
+    if rank == 0:
+        display.announce(f"model exported to {result.export_dir}")
+
+
+def _launch(request: RunRequest, config: RunConfig) -> None:
+    """Start the ranks with the output directory decided, so that all agree on it."""
+    from embed_cli.launch import launch
+    from embed_core.config.load import default_output_dir
+
+    directory = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
+    arguments = arguments_of(replace(request, output_dir=directory, nproc=1))
+    code = launch([sys.executable, "-m", "embed_cli", "run", *arguments], request.nproc)
+    if code:
+        raise SystemExit(code)
+
+
+def arguments_of(request: RunRequest) -> list[str]:
+    """The command-line arguments that say ``request``."""
+    arguments = [part for name in request.plugins for part in ("--plugin", name)]
+    arguments += ["--config", request.config] if request.config else []
+    arguments += [part for pair in request.overrides for part in ("--set", pair)]
+    for option, value in (
+        ("--output-dir", request.output_dir),
+        ("--max-steps", request.max_steps),
+        ("--seed", request.seed),
+    ):
+        arguments += [option, str(value)] if value is not None else []
+    flags = {"--sanity": request.sanity, "--resume": request.resume, "--overwrite": request.overwrite}
+    return arguments + [flag for flag, on in flags.items() if on]
+
+
+def command_line() -> str:
+    """What the user typed, for the model card."""
+    return shlex.join(["embed", *sys.argv[1:]])

@@ -1,0 +1,142 @@
+"""From a config to a model: load the encoder and the heads of a directory, or draw them at random."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from embed_bge.config import BGEM3ModelConfig
+from embed_bge.model import BGEM3Model, positions
+from embed_core.checkpoints.source import load_encoder, load_tokenizer, model_directory
+from embed_core.context import BuildContext
+from embed_core.errors import CheckpointError, ConfigError
+from embed_core.protocols import Announce
+from embed_core.scratch import FROM_SCRATCH
+from embed_core.scratch.encoder import seeded, xlm_roberta
+from embed_core.scratch.tokenizer import unigram_tokenizer
+
+HEADS = ("colbert_linear", "sparse_linear")
+FACTS_FILE = "bge_m3.json"
+"""What the family's own files do not say: the width of the heads, the pooling, the instructions."""
+
+
+def build_model(config: BGEM3ModelConfig, context: BuildContext) -> BGEM3Model:
+    """The model of a run."""
+    if config.name_or_path != FROM_SCRATCH:
+        return BGEM3Model.from_parts(config, *load_parts(config, context.seed, context.announce))
+    longest = max(config.query_max_len, config.passage_max_len)
+    shape = config.from_scratch
+    dataset = context.dataset()
+    with context.first():
+        tokenizer = unigram_tokenizer(
+            dataset.texts(), shape.vocab_size, context.cache_dir, context.announce, max_length=longest
+        )
+    encoder = xlm_roberta(len(tokenizer), shape, max_length=longest, seed=context.seed).train()
+    heads = fresh_heads(config, encoder, context.seed) if config.unified_finetuning else {}
+    return BGEM3Model.from_parts(config, encoder, tokenizer, heads)
+
+
+def load_parts(
+    config: BGEM3ModelConfig, seed: int, announce: Announce
+) -> tuple[Any, Any, Mapping[str, nn.Linear]]:
+    """Encoder, tokenizer and heads (``colbert_linear``, ``sparse_linear``; none where they are not asked for).
+
+    Raises CheckpointError for a model that is not there or does not fit, ConfigError for texts longer than it allows.
+    """
+    if config.name_or_path == FROM_SCRATCH:
+        raise ConfigError(
+            f"{FROM_SCRATCH!r} needs texts to train a tokenizer on: run it as a recipe, or name a model directory"
+        )
+    directory = model_directory(config.name_or_path, config.revision)
+    encoder = load_encoder(directory, trust_remote_code=config.trust_remote_code, seed=seed)
+    _check_lengths(config, encoder)
+    tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
+    _note_differences(config, directory, announce)
+    if not config.unified_finetuning:
+        return encoder, tokenizer, {}
+    return encoder, tokenizer, _heads(config, encoder, directory, seed, announce)
+
+
+def _check_lengths(config: BGEM3ModelConfig, encoder: Any) -> None:
+    room = positions(encoder)
+    for key in ("query_max_len", "passage_max_len"):
+        if getattr(config, key) > room:
+            raise ConfigError(
+                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
+                f"positions for: set it to {room} or less"
+            )
+
+
+def _note_differences(config: BGEM3ModelConfig, directory: Path, announce: Announce) -> None:
+    """A model trained with one pooling and used with another is silently worse: say so."""
+    path = directory / FACTS_FILE
+    if not path.is_file():
+        return
+    try:
+        facts = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise CheckpointError(f"{path}: not valid JSON ({error}): restore the file or delete it") from None
+    for key in ("sentence_pooling_method", "normalize_embeddings"):
+        if key in facts and facts[key] != getattr(config, key):
+            announce(f"{key} is {getattr(config, key)!r}, but {config.name_or_path} was trained with {facts[key]!r}")
+
+
+def _heads(
+    config: BGEM3ModelConfig, encoder: Any, directory: Path, seed: int, announce: Announce
+) -> Mapping[str, nn.Linear]:
+    files = {name: directory / f"{name}.pt" for name in HEADS}
+    missing = [path.name for path in files.values() if not path.is_file()]
+    if len(missing) == len(HEADS):
+        announce(f"{config.name_or_path} has no lexical and multi-vector heads: they start at random")
+        return fresh_heads(config, encoder, seed)
+    if missing:
+        raise CheckpointError(
+            f"model directory {str(directory)!r} has one head without the other: {missing[0]} is missing; "
+            "copy it there, or remove the other one to start both at random"
+        )
+    states = {name: _head_state(path) for name, path in files.items()}
+    width, saved = int(encoder.config.hidden_size), int(states["colbert_linear"]["weight"].shape[0])
+    if config.colbert_dim not in (-1, saved):
+        raise CheckpointError(
+            f"colbert_dim {config.colbert_dim} does not fit {files['colbert_linear']}, whose width is {saved}: "
+            f"set colbert_dim to {saved} or -1"
+        )
+    heads = {"colbert_linear": nn.Linear(width, saved), "sparse_linear": nn.Linear(width, 1)}
+    for name, head in heads.items():
+        _fill(head, states[name], files[name])
+    return heads
+
+
+def _head_state(path: Path) -> dict[str, torch.Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # UnpicklingError, RuntimeError, EOFError
+        reason = " ".join(str(error).split())[:160]
+        raise CheckpointError(f"head {path} cannot be read ({type(error).__name__}: {reason}): copy it again") from None
+    tensors = isinstance(state, dict) and all(isinstance(state.get(key), torch.Tensor) for key in ("weight", "bias"))
+    if not tensors or state["weight"].dim() != 2:
+        raise CheckpointError(f"head {path} holds no linear layer: it must be a state dict with `weight` and `bias`")
+    return {key: state[key].float() for key in ("weight", "bias")}
+
+
+def _fill(head: nn.Linear, state: Mapping[str, torch.Tensor], path: Path) -> None:
+    for key, tensor in head.state_dict().items():
+        if state[key].shape != tensor.shape:
+            raise CheckpointError(
+                f"head {path} does not fit the encoder: {key} is {list(state[key].shape)}, "
+                f"must be {list(tensor.shape)}; it belongs to another model"
+            )
+    head.load_state_dict(state)
+
+
+def fresh_heads(config: BGEM3ModelConfig, encoder: Any, seed: int) -> dict[str, nn.Linear]:
+    """Both heads at random from ``seed``, by torch's own initialisation."""
+    width = int(encoder.config.hidden_size)
+    with seeded(seed + 1):  # the encoder has drawn from `seed`
+        colbert = nn.Linear(width, width if config.colbert_dim == -1 else config.colbert_dim)
+        return {"colbert_linear": colbert, "sparse_linear": nn.Linear(width, 1)}

@@ -1,0 +1,154 @@
+"""BGE-M3: one encoder, three kinds of embeddings (Chen et al. 2024, arXiv 2402.03216).
+
+Shape suffixes besides those of :mod:`embed_core.types`: L tokens of the padded chunk, S kept tokens, one after another.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from embed_bge.config import BGEM3ModelConfig
+from embed_core.embeddings import offsets_of
+from embed_core.pooling import Pooling, at_least_float32, pool
+from embed_core.prompts import Prompt
+from embed_core.protocols import Announce
+from embed_core.text import TextTokenizer
+from embed_core.types import Embeddings, Encoded, Item, MultiVectors, Role, ScoreWeights, SparseVectors
+
+ALL_SCORES: Mapping[str, ScoreWeights] = {
+    "all": {"dense": 1.0, "sparse": 0.3, "multi": 1.0},
+    "dense": {"dense": 1.0},
+    "sparse": {"sparse": 1.0},
+    "multi-vector": {"multi": 1.0},
+}
+DENSE_SCORES: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
+
+
+class BGEM3Model(nn.Module):
+    """An encoder with a dense, a lexical and a multi-vector head.
+
+    ``BGEM3Model("BAAI/bge-m3", unified_finetuning=True)`` loads a model of the hub or a directory, heads included
+    where it has them; the keyword options are the fields of
+    :class:`~embed_bge.config.BGEM3ModelConfig`. Raises CheckpointError for a model that cannot be loaded.
+    """
+
+    def __init__(
+        self, model_name: str = "BAAI/bge-m3", *, seed: int = 42, announce: Announce = print, **options: Any
+    ) -> None:
+        super().__init__()
+        from embed_bge.build import load_parts
+
+        config = BGEM3ModelConfig(name_or_path=model_name, **options)
+        self._assemble(config, *load_parts(config, seed, announce))
+
+    @classmethod
+    def from_parts(
+        cls, config: BGEM3ModelConfig, encoder: Any, tokenizer: Any, heads: Mapping[str, nn.Linear]
+    ) -> BGEM3Model:
+        """The model around an encoder that is already there; ``heads`` as :func:`embed_bge.build.load_parts` says."""
+        model = cls.__new__(cls)
+        nn.Module.__init__(model)
+        model._assemble(config, encoder, tokenizer, heads)
+        return model
+
+    def _assemble(
+        self, config: BGEM3ModelConfig, encoder: Any, tokenizer: Any, heads: Mapping[str, nn.Linear]
+    ) -> None:
+        self.config = config
+        self.tokenizer = tokenizer
+        self.encoder = encoder
+        self.colbert_linear = heads.get("colbert_linear")
+        self.sparse_linear = heads.get("sparse_linear")
+        self.scores = ALL_SCORES if config.unified_finetuning else DENSE_SCORES
+        self.pooling: Pooling = config.sentence_pooling_method
+        self.normalize = config.normalize_embeddings
+        prompts: dict[Role, Prompt] = {
+            "query": Prompt(config.query_instruction_for_retrieval, config.query_instruction_format),
+            "passage": Prompt(config.passage_instruction_for_retrieval, config.passage_instruction_format),
+        }
+        limits: dict[Role, int] = {"query": config.query_max_len, "passage": config.passage_max_len}
+        self._text = TextTokenizer(tokenizer, limits, prompts, config.pad_to_multiple_of)
+        # Ids that carry no lexical meaning, as the family's clients define them.
+        special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
+        self._special_ids = sorted({i for i in special if i is not None})
+        self._freeze()
+        if config.gradient_checkpointing:
+            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+
+    def _freeze(self) -> None:
+        if self.config.fix_encoder:
+            self.encoder.requires_grad_(False)
+        # The pooler is kept for the checkpoint's sake; no embedding reads it, so it can have no gradient.
+        if getattr(self.encoder, "pooler", None) is not None:
+            self.encoder.pooler.requires_grad_(False)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Embeddings:
+        """[N,L] int64 ids and mask (1 on real tokens) → dense [N,D], lexical weights and multi-vectors.
+
+        Vectors are fp32 or wider whatever the weights' precision. Padding on the right does not change the result.
+        """
+        states_NLD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
+        dense_ND = at_least_float32(pool(states_NLD, attention_mask, self.pooling))
+        dense_ND = F.normalize(dense_ND, dim=-1) if self.normalize else dense_ND
+        if self.sparse_linear is None or self.colbert_linear is None:
+            return Embeddings(dense_ND=dense_ND)
+        real_NL = attention_mask.bool()
+        return Embeddings(dense_ND, self._sparse(states_NLD, input_ids, real_NL), self._multi(states_NLD, real_NL))
+
+    def _sparse(self, states_NLD: Tensor, ids_NL: Tensor, real_NL: Tensor) -> SparseVectors:
+        """The largest weight of each id of a text, over the flat tokens: no tensor as wide as the vocabulary."""
+        assert self.sparse_linear is not None
+        keep_NL = real_NL & ~torch.isin(ids_NL, ids_NL.new_tensor(self._special_ids))
+        weights_S = at_least_float32(torch.relu(self.sparse_linear(states_NLD[keep_NL]))).squeeze(-1)
+        texts_S = keep_NL.nonzero()[:, 0]
+        stride = int(self.encoder.config.vocab_size)
+        # (text, id) as one number: sorted unique numbers are grouped by text.
+        slots_K, slot_S = torch.unique(texts_S * stride + ids_NL[keep_NL], return_inverse=True)
+        best_K = weights_S.new_zeros(slots_K.shape[0]).scatter_reduce(0, slot_S, weights_S, "amax", include_self=False)
+        lengths_N = torch.bincount(slots_K // stride, minlength=ids_NL.shape[0])
+        return SparseVectors(best_K, slots_K % stride, offsets_of(lengths_N))
+
+    def _multi(self, states_NLD: Tensor, real_NL: Tensor) -> MultiVectors:
+        """A vector for every real token but the first (``<s>``); ``</s>`` stays, as in the family's clients."""
+        assert self.colbert_linear is not None
+        keep_NL = real_NL[:, 1:]
+        vectors_TC = at_least_float32(self.colbert_linear(states_NLD[:, 1:][keep_NL]))
+        vectors_TC = F.normalize(vectors_TC, dim=-1) if self.normalize else vectors_TC
+        return MultiVectors(vectors_TC, offsets_of(keep_NL.sum(1)))
+
+    def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
+        """See :meth:`embed_core.protocols.Model.tokenize`; a row's prompt takes the instruction's place."""
+        return self._text.encode(items, role, prompts)
+
+    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
+        """See :meth:`embed_core.protocols.Model.collate`."""
+        return self._text.collate(encoded)
+
+    @property
+    def colbert_dim(self) -> int | None:
+        """Width of the multi-vectors; ``None`` without heads."""
+        return None if self.colbert_linear is None else int(self.colbert_linear.out_features)
+
+    @property
+    def max_length(self) -> int:
+        """Tokens at which clients of the exported model truncate: what the tokenizer says, never less than trained."""
+        trained = max(self.config.query_max_len, self.config.passage_max_len)
+        return min(max(int(self.tokenizer.model_max_length), trained), positions(self.encoder))
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """Prefixes for sentence-transformers, where the instructions' formats are prefixes."""
+        named = {"query": self._text.prompts["query"].prefix, "document": self._text.prompts["passage"].prefix}
+        return {name: prefix for name, prefix in named.items() if prefix}
+
+
+def positions(encoder: Any) -> int:
+    """Tokens that the encoder has position embeddings for; RoBERTa's start after the padding id."""
+    config = encoder.config
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
+    return int(config.max_position_embeddings) - offset

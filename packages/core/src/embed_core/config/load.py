@@ -1,0 +1,160 @@
+"""From a plugin's recipe, a file and overrides to one validated ``RunConfig``; every error names its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from embed_core.config.base import Component, Recipe
+from embed_core.config.document import Document, KeyPath, lay_over
+from embed_core.config.run import RunConfig
+from embed_core.errors import ConfigError, EmbedError, did_you_mean
+from embed_core.registry import Registry
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+SANITY: Mapping[str, Any] = {
+    "sampler": {"batch_size": 8},
+    "train": {"max_steps": 4, "gradient_accumulation_steps": 1, "evaluate_every_steps": 0},
+    "checkpoint": {"every_steps": 2},
+}
+"""What ``--sanity`` lays over any run: enough for data, step, checkpoint and evaluation to have happened."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that goes into a run's config, in rising order of precedence."""
+
+    recipe: type[Recipe] | None
+    document: Document = field(default_factory=Document)
+    sanity: bool = False
+    overrides: Document = field(default_factory=Document)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """``seed``, ``output_dir``, ``max_steps``: given on the command line by their own options."""
+    world_size: int = 1
+
+
+def resolve(registry: Registry, request: Request) -> RunConfig:
+    """Compile, lay over, validate. Raises ConfigError, one line per fault."""
+    layers = [request.document, request.overrides]
+    recipe_fields = set(request.recipe.model_fields) if request.recipe else set()
+    _check_roots(layers, recipe_fields, request.recipe)
+    compiled, sanity = _compile(request, registry, layers, recipe_fields)
+    run: Any = lay_over(compiled, _only(request.document.data, recipe_fields, inside=False))
+    if request.sanity:
+        run = lay_over(lay_over(run, dict(SANITY)), sanity)
+    run = lay_over(run, _only(request.overrides.data, recipe_fields, inside=False))
+    run = lay_over(run, _flags(request.flags))
+    return _validate(RunConfig, run, layers, registry)
+
+
+def _compile(
+    request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    if request.recipe is None:
+        return {}, {}
+    keys: Any = {}
+    for layer in layers:
+        keys = lay_over(keys, _only(layer.data, recipe_fields, inside=True))
+    recipe = _validate(request.recipe, keys, layers, registry)
+    return recipe.compile(request.world_size), recipe.sanity()
+
+
+def _only(data: Mapping[str, Any], names: set[str], *, inside: bool) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if (key in names) == inside}
+
+
+def _flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    given = {key: value for key, value in flags.items() if value is not None}
+    steps = given.pop("max_steps", None)
+    return given if steps is None else {**given, "train": {"max_steps": steps}}
+
+
+def _check_roots(layers: Sequence[Document], recipe_fields: set[str], recipe: type[Recipe] | None) -> None:
+    """A top-level key is the recipe's or the run's; say so before anything is compiled."""
+    known = recipe_fields | set(RunConfig.model_fields)
+    for layer in layers:
+        for key in layer.data:
+            if key not in known:
+                where = f" of recipe {recipe.name!r} or of a run" if recipe else " of a run"
+                place = layer.place((key,))
+                raise ConfigError(f"{place}: {key!r} is no key{where}: {did_you_mean(str(key), known)}")
+
+
+def _validate(cls: type[ModelT], data: Mapping[str, Any], layers: Sequence[Document], registry: Registry) -> ModelT:
+    try:
+        return cls.model_validate(data, context={"registry": registry})
+    except ValidationError as error:
+        lines = [_message(cls, data, fault, layers, registry) for fault in error.errors(include_url=False)]
+        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
+
+
+def _message(
+    cls: type[BaseModel], data: Mapping[str, Any], fault: Any, layers: Sequence[Document], registry: Registry
+) -> str:
+    path = tuple(fault["loc"])
+    place = next((p for p in (layer.place(path) for layer in reversed(layers)) if p), "")
+    key = ".".join(map(str, path))
+    prefix = f"{place}: {key}" if place else key
+    if fault["type"] == "extra_forbidden":
+        owner = _class_at(cls, data, path[:-1], registry)
+        known = list(owner.model_fields) if owner else []
+        return f"{prefix}: unknown key {path[-1]!r}: {did_you_mean(str(path[-1]), known)}"
+    if fault["type"] == "missing":
+        return f"{prefix}: this key is needed and missing"
+    if fault["type"] == "kind_missing":
+        slot = fault["ctx"]["slot"]
+        return f"{prefix}: a {slot} needs a `kind`, one of: {', '.join(sorted(registry.kinds(slot)))}"
+    message = str(fault["msg"]).removeprefix("Value error, ")
+    if fault["type"] == "value_error":  # our own validators name the value themselves
+        return f"{prefix}: {message}"
+    message = message[:1].lower() + message[1:]
+    return f"{prefix}: {message}, got {_short(fault['input'])}"
+
+
+def _class_at(cls: type[BaseModel], data: Any, path: KeyPath, registry: Registry) -> type[BaseModel] | None:
+    """The config class that validates ``data`` at ``path``: components are looked up by their ``kind``."""
+    current: Any = cls
+    for part in path:
+        if isinstance(part, str):
+            if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
+                return None
+            current = current.model_fields[part].annotation
+            data = data.get(part) if isinstance(data, Mapping) else None
+        else:
+            current = next((a for a in getattr(current, "__args__", ()) if a is not Ellipsis), None)
+            data = data[part] if isinstance(data, (list, tuple)) and part < len(data) else None
+        current = _concrete(current, data, registry)
+    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
+
+
+def _concrete(annotation: Any, data: Any, registry: Registry) -> Any:
+    for option in (annotation, *getattr(annotation, "__args__", ())):
+        if isinstance(option, type) and issubclass(option, Component) and option.is_slot_base():
+            kind = data.get("kind") if isinstance(data, Mapping) else None
+            try:
+                return registry.get(option.slot, str(kind))
+            except EmbedError:
+                return None
+        if isinstance(option, type) and issubclass(option, BaseModel):
+            return option
+    return annotation
+
+
+def _short(value: Any) -> str:
+    text = repr(value)
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as YAML-able data, every default written out; loading it gives the same run."""
+    return config.model_dump(mode="json", serialize_as_any=True)
+
+
+def default_output_dir(name: str, stamp: str) -> Path:
+    """``runs/{name}-{stamp}`` in the working directory."""
+    return Path("runs") / f"{name}-{stamp}"

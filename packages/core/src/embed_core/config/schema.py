@@ -1,0 +1,30 @@
+"""The JSON schema of a run: slots become a choice between the registered kinds."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from pydantic.json_schema import models_json_schema
+
+from embed_core.config.base import SLOT_BASES, Component, Recipe
+from embed_core.config.run import RunConfig
+from embed_core.registry import Registry
+
+
+def run_schema(registry: Registry) -> dict[str, Any]:
+    """JSON schema (2020-12) of ``RunConfig``; every slot is ``oneOf`` its kinds. Editors complete and check by it."""
+    kinds: list[type[Component]] = [c for slot in SLOT_BASES for c in registry.kinds(slot).values()]
+    modes = [(cls, "validation") for cls in (RunConfig, *kinds)]
+    refs, schema = models_json_schema(modes, title="embed run")  # type: ignore[arg-type]
+    definitions = schema["$defs"]
+    for slot, base in SLOT_BASES.items():
+        options = [refs[cls, "validation"] for cls in registry.kinds(slot).values()]
+        definitions[base.__name__] = {"title": slot, "oneOf": options}
+    return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", **refs[RunConfig, "validation"]}
+
+
+def recipe_schema(recipe: type[Recipe]) -> dict[str, Any]:
+    """JSON schema of a recipe's own keys. Those of ``RunConfig`` may stand beside them."""
+    schema = recipe.model_json_schema()
+    schema["additionalProperties"] = True
+    return schema

@@ -1,0 +1,113 @@
+"""This rank's share of a global batch on the host: drawn, tokenised, every distinct text once."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from embed_core.errors import DataError
+from embed_core.identity import identity, key_identity
+from embed_core.protocols import Dataset, Model
+from embed_core.types import Encoded, Example, Item, Role
+
+Ints = NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class HostBatch:
+    """Token lists of the distinct texts, and which column of which row each of them fills."""
+
+    encoded: list[Encoded]
+    query_index: Ints
+    """Per row: its query among ``encoded``."""
+    passage_index: Ints
+    """Per passage, group after group: its text among ``encoded``."""
+    group_sizes: Ints
+    row_ids: Ints
+    query_ids: Ints
+    passage_ids: Ints
+    passage_keys: Ints
+    positives: Ints
+    positive_counts: Ints
+    scores: NDArray[np.float32]
+    """Per passage; NaN where the row has no teacher scores."""
+
+    @property
+    def rows(self) -> int:
+        """Rows of this rank's share."""
+        return len(self.row_ids)
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of the distinct texts, padding not included."""
+        return sum(e.length for e in self.encoded)
+
+
+def share(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+    """The contiguous part of a global batch that is ``rank``'s; sizes differ by at most one row."""
+    bounds = [round(part * len(rows) / world_size) for part in range(world_size + 1)]
+    return rows[bounds[rank] : bounds[rank + 1]]
+
+
+def draw(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> list[Example]:
+    """The examples of ``rows``: what each draws depends on (seed, draw, row) alone, not on rank or order."""
+    return [dataset.example(row, np.random.default_rng((seed, draw_number, row))) for row in rows]
+
+
+def prepare(model: Model, examples: Sequence[Example], *, deduplicate: bool = True) -> HostBatch:
+    """Tokenise the examples' texts, column by column, and keep each distinct one once."""
+    assert examples, "a rank's share of a batch is empty"
+    for example in examples:
+        if not example.passages:
+            raise DataError(f"{example.place}: row {example.row} has no passage")
+    queries = _tokenize(model, [(e.query, e.query_prompt) for e in examples], "query")
+    passages = _tokenize(model, [(p, e.passage_prompt) for e in examples for p in e.passages], "passage")
+    pool = _Pool(deduplicate)
+    query_index = pool.indices(queries)
+    return HostBatch(
+        query_index=query_index,
+        passage_index=pool.indices(passages),
+        encoded=pool.encoded,
+        group_sizes=_ints(len(e.passages) for e in examples),
+        row_ids=_ints(e.row for e in examples),
+        query_ids=_ints(identity(e.query) for e in examples),
+        passage_ids=_ints(identity(p) for e in examples for p in e.passages),
+        passage_keys=_ints(key_identity(k) for e in examples for k in e.passage_keys or (None,) * len(e.passages)),
+        positives=_ints(i for e in examples for i in _known_positives(e)),
+        positive_counts=_ints(len(_known_positives(e)) for e in examples),
+        scores=np.fromiter((s for e in examples for s in e.scores or (np.nan,) * len(e.passages)), dtype=np.float32),
+    )
+
+
+@dataclass
+class _Pool:
+    deduplicate: bool
+    encoded: list[Encoded] = field(default_factory=list)
+    _position: dict[bytes, int] = field(default_factory=dict)
+
+    def indices(self, column: Iterable[Encoded]) -> Ints:
+        return _ints(self._place(item) for item in column)
+
+    def _place(self, item: Encoded) -> int:
+        position = len(self.encoded)
+        if self.deduplicate:
+            position = self._position.setdefault(item.key, position)
+        if position == len(self.encoded):
+            self.encoded.append(item)
+        return position
+
+
+def _tokenize(model: Model, texts: Sequence[tuple[Item, str | None]], role: Role) -> list[Encoded]:
+    return model.tokenize([text for text, _ in texts], role, [prompt for _, prompt in texts])
+
+
+def _known_positives(example: Example) -> list[int]:
+    texts = (example.passages[0], *example.positives)
+    return sorted({*(identity(t) for t in texts), *(key_identity(k) for k in example.positive_keys)})
+
+
+def _ints(values: Iterable[int]) -> Ints:
+    return np.fromiter(values, dtype=np.int64)

@@ -1,0 +1,124 @@
+"""The ranks of a run: joining the process group and the few collectives outside the step."""
+
+from __future__ import annotations
+
+import logging
+import os
+import warnings
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+from embed_core.errors import ConfigError
+
+
+@dataclass(frozen=True, slots=True)
+class Ranks:
+    """Who this process is. Built by :func:`join`."""
+
+    rank: int
+    world_size: int
+    local_rank: int
+    device: str
+    """``cpu`` or ``cuda:N``."""
+
+    @property
+    def on_cuda(self) -> bool:
+        """Whether the model runs on CUDA (and the collectives through NCCL)."""
+        return self.device.startswith("cuda")
+
+    def barrier(self) -> None:
+        """Wait for all ranks."""
+        if self.world_size > 1:
+            import torch.distributed as dist
+
+            dist.barrier()
+
+    def broadcast(self, value: Any) -> Any:
+        """Rank 0's picklable ``value``, on every rank."""
+        if self.world_size == 1:
+            return value
+        import torch.distributed as dist
+
+        box = [value]
+        dist.broadcast_object_list(box, src=0)
+        return box[0]
+
+    def gather(self, value: Any) -> list[Any]:
+        """Every rank's picklable ``value``, in rank order, on every rank."""
+        if self.world_size == 1:
+            return [value]
+        import torch.distributed as dist
+
+        box: list[Any] = [None] * self.world_size
+        dist.all_gather_object(box, value)
+        return box
+
+    def largest(self, value: int) -> int:
+        """The largest of every rank's ``value``."""
+        return max(self.gather(value)) if self.world_size > 1 else value
+
+
+def environment() -> tuple[int, int, int]:
+    """(rank, world size, local rank) as launchers set them; (0, 1, 0) without one. Raises ConfigError on nonsense."""
+    try:
+        rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
+        local = int(os.environ.get("LOCAL_RANK", "0"))
+    except ValueError as error:
+        raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from None
+    return rank, world, local
+
+
+def join(device: str = "auto") -> Ranks:
+    """Join the process group the launcher describes (alone without one) through NCCL on CUDA and gloo on CPU.
+
+    Raises ConfigError when CUDA is asked for and absent.
+    """
+    import torch
+
+    rank, world, local = environment()
+    cuda = torch.cuda.is_available()
+    if device == "cuda" and not cuda:
+        raise ConfigError("engine.device: 'cuda' was asked for and no CUDA device is visible: use cpu or auto")
+    use_cuda = cuda and device != "cpu"
+    if not use_cuda:
+        os.environ["DS_ACCELERATOR"] = "cpu"
+    _quiet()
+    _init_group("nccl" if use_cuda else "gloo", rank, world)
+    if use_cuda:
+        torch.cuda.set_device(local)
+    return Ranks(rank, world, local, f"cuda:{local}" if use_cuda else "cpu")
+
+
+def leave() -> None:
+    """Destroy the process group, if this process is in one."""
+    import torch.distributed as dist
+
+    if dist.is_available() and dist.is_initialized():
+        dist.destroy_process_group()
+
+
+def _init_group(backend: str, rank: int, world: int) -> None:
+    import torch.distributed as dist
+
+    if not dist.is_initialized():
+        if world == 1 and "MASTER_ADDR" not in os.environ:
+            # No port is opened for a group of one: nothing to collide with other runs on this machine.
+            dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+        else:
+            dist.init_process_group(backend, rank=rank, world_size=world, timeout=timedelta(minutes=60))
+    import deepspeed
+
+    os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launcher or not
+    # DeepSpeed would compile its shared-memory all-reduce at start, which needs a C++ compiler; gloo serves as well.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
+
+
+def _quiet() -> None:
+    """DeepSpeed logs every default at start, and calls names torch has deprecated: neither concerns the user."""
+    warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
+    os.environ.setdefault("DS_LOG_LEVEL", "ERROR")
+    from deepspeed.utils import logger
+
+    logger.setLevel(logging.ERROR)

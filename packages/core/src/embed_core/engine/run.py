@@ -1,0 +1,306 @@
+"""One run from a validated config to an exported model."""
+
+from __future__ import annotations
+
+import random
+import sys
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any, TypeVar
+
+import pluggy
+import yaml
+
+from embed_core.card import RunCard
+from embed_core.config.load import default_output_dir, plain
+from embed_core.config.run import RunConfig
+from embed_core.context import BuildContext
+from embed_core.engine import sharding
+from embed_core.engine.outputs import OutputDir, replace_directory, write_text
+from embed_core.engine.ranks import Ranks, join
+from embed_core.engine.resume import CheckpointStore, TrainState, check_same_run
+from embed_core.engine.trainer import Components, Pace, Trainer
+from embed_core.errors import CheckpointError, ConfigError, EmbedError
+from embed_core.events import RunEvent
+from embed_core.protocols import Announce, Checkpointer, Dataset, Model
+from embed_core.registry import Registry
+
+T = TypeVar("T")
+
+
+@dataclass(frozen=True)
+class Options:
+    """How to run, as opposed to what."""
+
+    resume: bool = False
+    overwrite: bool = False
+    command: str = ""
+    """The command line, for the model card."""
+    announce: Announce = print
+    model: Model | None = None
+    """A model built by the caller, instead of ``config.model``'s."""
+    dataset: Dataset | None = None
+    """A dataset built by the caller, instead of ``config.data``'s."""
+
+
+@dataclass(frozen=True)
+class RunResult:
+    """What a finished run leaves."""
+
+    output_dir: Path
+    export_dir: Path
+    steps: int
+    evaluations: Mapping[int, Mapping[str, float]]
+    model: Any
+    """The trained model (its weights are sharded under ZeRO-3)."""
+
+
+def run(config: RunConfig, manager: pluggy.PluginManager, registry: Registry, options: Options) -> RunResult:
+    """Train, evaluate, export. Fires ``embed_run_ended`` exactly once, with the error if there was one.
+
+    Raises EmbedError for everything a user can mend.
+    """
+    ranks = join(config.engine.device)
+    announce: Announce = options.announce if ranks.rank == 0 else lambda line: None
+    config = replace_output(config, ranks)
+    assert config.output_dir is not None
+    session = _Session(config, manager, registry, replace(options, announce=announce), ranks)
+    error: BaseException | None = None
+    try:
+        return session.run()
+    except BaseException as caught:
+        error = caught
+        session.failed(caught)
+        raise
+    finally:
+        steps = session.state.step
+        export = session.outputs.export if error is None else None
+        manager.hook.embed_run_ended(
+            event=RunEvent(ranks.rank, config.output_dir, steps, error, export, session.state.evaluations)
+        )
+        session.close()
+
+
+def replace_output(config: RunConfig, ranks: Ranks) -> RunConfig:
+    """The config with its output directory decided, the same on all ranks."""
+    path = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
+    return config.model_copy(update={"output_dir": Path(ranks.broadcast(str(path)))})
+
+
+class _Session:
+    """The steps of :func:`run`, in the order of the file."""
+
+    def __init__(
+        self, config: RunConfig, manager: pluggy.PluginManager, registry: Registry, options: Options, ranks: Ranks
+    ) -> None:
+        assert config.output_dir is not None
+        self.config, self.manager, self.registry = config, manager, registry
+        self.options, self.ranks, self.announce = options, ranks, options.announce
+        self.outputs = OutputDir(config.output_dir)
+        self.store = CheckpointStore(self.outputs.checkpoints, config.checkpoint.keep_last, ranks)
+        self.state = TrainState()
+        self._started = False
+        self._observers: list[Any] = []
+
+    def run(self) -> RunResult:
+        self._on_rank_0(lambda: self.outputs.check(resume=self.options.resume, overwrite=self.options.overwrite))
+        context = self._context()
+        parts = self._build(context)
+        checkpointer = self.config.checkpoint.build(context)
+        self.state = self._state(parts)
+        resumed = self._resumed_state() if self.options.resume else None
+        module = sharding.Trainable(parts.model, parts.loss)
+        engine = sharding.initialize(module, self.config.engine, self.config.train, self.ranks, self.announce)
+        if resumed is not None:
+            self.store.load(engine, resumed.step)
+            self.state = resumed
+        self._start(resumed, Pace.of(self.config, parts.sampler))
+        trainer = Trainer(self.config, parts, engine, self.ranks, self.state, self.store, self._notify, self.announce)
+        engine.train()
+        trainer.train()
+        self._restore_best(trainer)
+        export = self._export(engine, parts, checkpointer)
+        self._on_rank_0(lambda: self._write_status("finished"))
+        return RunResult(self.outputs.path, export, self.state.step, self.state.evaluations, parts.model)
+
+    def _context(self) -> BuildContext:
+        context = BuildContext(
+            registry=self.registry,
+            seed=self.config.seed,
+            rank=self.ranks.rank,
+            world_size=self.ranks.world_size,
+            device=self.ranks.device,
+            announce=self.announce,
+            barrier=self.ranks.barrier,
+        )
+        given = self.options.dataset
+        context.dataset_factory = lambda: given if given is not None else self.config.data.build(context)
+        return context
+
+    def _build(self, context: BuildContext) -> Components:
+        """Dataset first: a missing file shows before a large model has loaded, and a from-scratch one needs it."""
+        _seed_everything(self.config.seed)
+        dataset = context.dataset()
+        evaluators = tuple(e.build(context, dataset) for e in self.config.evaluation)
+        sampler = self.config.sampler.build(context, dataset)
+        if self.config.sampler.batch_size < self.ranks.world_size:
+            raise ConfigError(
+                f"sampler.batch_size: {self.config.sampler.batch_size} rows cannot be shared by "
+                f"{self.ranks.world_size} ranks: use at least one row per rank"
+            )
+        model = self.options.model if self.options.model is not None else self.config.model.build(context)
+        return Components(model, dataset, sampler, self.config.loss.build(context), evaluators)
+
+    def _state(self, parts: Components) -> TrainState:
+        config = plain(self.config)
+        identity = {key: config[key] for key in ("seed", "model", "sampler", "loss")}
+        identity["data"] = parts.dataset.fingerprint()
+        identity["precision"] = self.config.engine.precision
+        identity["gradient_accumulation_steps"] = self.config.train.gradient_accumulation_steps
+        return TrainState(
+            world_size=self.ranks.world_size,
+            zero_stage=sharding.effective_stage(self.config.engine),
+            identity=identity,
+        )
+
+    def _resumed_state(self) -> TrainState | None:
+        """The newest state on disk, checked to be of this run; ``None`` when the run died before its first one."""
+
+        def newest() -> TrainState | None:
+            steps = self.store.steps()
+            if not steps:
+                return None
+            saved = self.store.read_state(steps[-1])
+            check_same_run(saved, self.state)
+            return saved
+
+        resumed: TrainState | None = self._on_rank_0(newest)
+        if resumed is None:
+            self.announce("no checkpoint was written before the run stopped: starting from step 0")
+        else:
+            self.announce(f"resuming after step {resumed.step}")
+        return resumed
+
+    def _start(self, resumed: TrainState | None, pace: Pace) -> None:
+        """From here on the output directory is this run's."""
+        fresh = self.options.overwrite and not self.options.resume
+        self._on_rank_0(lambda: self.outputs.prepare(overwrite=fresh))
+        self._started = True
+        if self.ranks.rank == 0:
+            text = yaml.safe_dump(plain(self.config), sort_keys=False, allow_unicode=True)
+            write_text(self.outputs.path / "config.yaml", text)
+            self._write_status("running")
+            self._observe(resumed)
+
+    def _observe(self, resumed: TrainState | None) -> None:
+        from embed_core.metrics_log import MetricsLog
+        from embed_core.tracking import make_trackers
+
+        step, settings = (resumed.step if resumed else None), self.config.tracking
+        trackers = make_trackers(
+            settings,
+            name=self.config.name,
+            output_dir=self.outputs.path,
+            parameters=plain(self.config),
+            announce=self.announce,
+            resumed_step=step,
+        )
+        for observer in (MetricsLog(self.outputs.metrics, settings.log_every_steps, step), *trackers):
+            self.manager.register(observer)
+            self._observers.append(observer)
+
+    def _notify(self, event: Any) -> None:
+        self.manager.hook.embed_step_ended(event=event)
+
+    def _restore_best(self, trainer: Trainer) -> None:
+        """Export the best model seen, not the last, where evaluations during the run found a better one."""
+        last = self.state.evaluations.get(self.state.step, {})
+        if self.state.best_step is None or not last or trainer.remember_best(last):
+            return
+        if self.state.best_step != self.state.step and self.state.best_step in self.store.steps():
+            self.announce(f"exporting the best model, of step {self.state.best_step}")
+            self.store.load(trainer.engine, self.state.best_step)
+
+    def _export(self, engine: Any, parts: Components, checkpointer: Checkpointer) -> Path:
+        model: Any = parts.model
+        state = sharding.full_state(engine, model, self.ranks)
+
+        def write() -> Path:
+            temporary = self.outputs.path / ".model.tmp"
+            if temporary.exists():
+                import shutil
+
+                shutil.rmtree(temporary)
+            temporary.mkdir()
+            checkpointer.export(model, state, temporary, self._card(parts))
+            replace_directory(temporary, self.outputs.export)
+            return self.outputs.export
+
+        return self._on_rank_0(write)
+
+    def _card(self, parts: Components) -> RunCard:
+        config = plain(self.config)
+        dataset = parts.dataset
+        return RunCard(
+            name=self.config.name,
+            base_model=str(config["model"].get("name_or_path", config["model"]["kind"])),
+            config=config,
+            data={"name": dataset.name, "rows": len(dataset), "fingerprint": dataset.fingerprint()},
+            evaluations=self.state.evaluations,
+            command=self.options.command,
+            steps=self.state.step,
+            versions=_versions(),
+        )
+
+    def _write_status(self, status: str, **more: Any) -> None:
+        facts = {"status": status, "name": self.config.name, "steps": self.state.step, "command": self.options.command}
+        best = {"best_step": self.state.best_step, "best_value": self.state.best_value}
+        self.outputs.write_status(**facts, **best, versions=_versions(), evaluations=self.state.evaluations, **more)
+
+    def failed(self, error: BaseException) -> None:
+        """Note the failure where the directory is already this run's."""
+        if self._started and self.ranks.rank == 0 and self.outputs.path.is_dir():
+            self._write_status("failed", error=f"{type(error).__name__}: {error}")
+
+    def close(self) -> None:
+        """Unregister this run's observers: the manager may serve another run of the process."""
+        for observer in self._observers:
+            self.manager.unregister(observer)
+
+    def _on_rank_0(self, function: Callable[[], T]) -> T:
+        """Run on rank 0; every rank gets the result, or raises the same EmbedError."""
+        answer: tuple[T | None, str, str] = (None, "", "")
+        if self.ranks.rank == 0:
+            try:
+                answer = (function(), "", "")
+            except (EmbedError, OSError) as error:
+                answer = (None, type(error).__name__, str(error))
+        result: Any
+        result, kind, message = self.ranks.broadcast(answer)
+        if kind:
+            classes: Sequence[type[EmbedError]] = EmbedError.__subclasses__()
+            raise next((c for c in classes if c.__name__ == kind), CheckpointError)(message)
+        answered: T = result
+        return answered
+
+
+def _seed_everything(seed: int) -> None:
+    import numpy as np
+    import torch
+
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": sys.version.split()[0]}
+    for package in ("embed-core", "torch", "transformers", "deepspeed"):
+        try:
+            found[package] = version(package)
+        except PackageNotFoundError:
+            continue
+    return found

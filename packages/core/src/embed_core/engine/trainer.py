@@ -1,0 +1,208 @@
+"""The loop: read it top to bottom."""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from embed_core.config.run import RunConfig
+from embed_core.engine import schedule, sharding
+from embed_core.engine.encoder import EngineEncoder
+from embed_core.engine.host_batch import HostBatch, draw, prepare, share
+from embed_core.engine.prefetch import prefetch
+from embed_core.engine.ranks import Ranks
+from embed_core.engine.resume import CheckpointStore, TrainState
+from embed_core.engine.step import Step, StepOutput
+from embed_core.errors import EmbedError
+from embed_core.events import StepEvent
+from embed_core.protocols import Announce, Dataset, Evaluator, Loss, Model, Sampler
+
+
+@dataclass(frozen=True)
+class Components:
+    """A run's parts, built."""
+
+    model: Model
+    dataset: Dataset
+    sampler: Sampler
+    loss: Loss
+    evaluators: tuple[Evaluator, ...]
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How many steps there are."""
+
+    total_steps: int
+    draws_per_step: int
+    draws_per_epoch: int
+
+    @classmethod
+    def of(cls, config: RunConfig, sampler: Sampler) -> Pace:
+        """``max_steps`` where set, else ``epochs`` in whole optimizer steps, at least one."""
+        accumulation, per_epoch = config.train.gradient_accumulation_steps, sampler.draws_per_epoch
+        steps = config.train.max_steps or max(1, math.floor(config.train.epochs * per_epoch / accumulation))
+        return cls(steps, accumulation, per_epoch)
+
+
+class Trainer:
+    """Steps from ``state.step`` to the end, evaluating, saving and telling the observers."""
+
+    def __init__(
+        self,
+        config: RunConfig,
+        parts: Components,
+        engine: Any,
+        ranks: Ranks,
+        state: TrainState,
+        store: CheckpointStore,
+        notify: Callable[[StepEvent], None],
+        announce: Announce,
+    ) -> None:
+        self.config, self.parts, self.engine, self.ranks = config, parts, engine, ranks
+        self.state, self.store, self.notify, self.announce = state, store, notify, announce
+        self.pace = Pace.of(config, parts.sampler)
+        self.step = Step(engine, parts.model, parts.loss, config.engine, ranks)
+        self.encoder = EngineEncoder(engine, parts.model, config.engine, ranks)
+        self._saved_at = time.monotonic()
+
+    def train(self) -> TrainState:
+        """All remaining steps. Raises EmbedError when the loss stops being a number."""
+        pace, state = self.pace, self.state
+        if state.step == 0 and not state.evaluations:
+            self.evaluate()
+        first, last = state.step * pace.draws_per_step, pace.total_steps * pace.draws_per_step
+        batches = prefetch(self._batch, first, last, self.config.engine.prefetch)
+        try:
+            while state.step < pace.total_steps:
+                event = self._optimizer_step([next(batches) for _ in range(pace.draws_per_step)])
+                state.step += 1
+                self.notify(event)
+                improved = self._evaluate_if_due()
+                self._save_if_due(force=improved)
+        finally:
+            batches.close()
+        if state.step not in state.evaluations:
+            self.evaluate()
+        return state
+
+    def _batch(self, number: int) -> HostBatch:
+        """This rank's part of the ``number``-th global batch, ready for the device."""
+        rows = share(self.parts.sampler.batch(number), self.ranks.rank, self.ranks.world_size)
+        examples = draw(self.parts.dataset, rows, self.config.seed, number)
+        return prepare(self.parts.model, examples, deduplicate=self.config.engine.deduplicate)
+
+    def _optimizer_step(self, batches: list[HostBatch]) -> StepEvent:
+        started, state, settings = time.perf_counter(), self.state, self.config.train
+        rate = settings.optimizer.learning_rate * schedule.factor(settings.schedule, state.step, self.pace.total_steps)
+        sharding.set_learning_rate(self.engine, rate)
+        outputs, norm = [], None
+        for micro, host in enumerate(batches):
+            # Dropout of a step is a function of (seed, step, rank): a resume repeats it without saved states.
+            torch.manual_seed(hash_seed(self.config.seed, state.step, micro, self.ranks.rank))
+            outputs.append(self.step.forward_backward(host, state.step))
+            self._check_finite(outputs[-1], host)
+            if micro == len(batches) - 1 and self.engine.zero_optimization_stage() == 0:
+                norm = sharding.gradient_norm(self.engine)
+            self.engine.step()
+        if self.engine.zero_optimization_stage() > 0:
+            norm = sharding.gradient_norm(self.engine)
+        return self._event(outputs, rate, norm, time.perf_counter() - started)
+
+    def _check_finite(self, output: StepOutput, host: HostBatch) -> None:
+        value = float(output.loss)
+        if not math.isfinite(value):
+            rows = ", ".join(map(str, host.row_ids[:8]))
+            raise EmbedError(
+                f"the loss is {value} at step {self.state.step + 1} (rows {rows}{', …' if host.rows > 8 else ''}): "
+                "lower train.optimizer.learning_rate, raise the temperature, or use engine.precision: fp32"
+            )
+
+    def _event(self, outputs: list[StepOutput], rate: float, norm: float | None, seconds: float) -> StepEvent:
+        count = len(outputs)
+        step = self.state.step + 1
+        return StepEvent(
+            rank=self.ranks.rank,
+            step=step,
+            total_steps=self.pace.total_steps,
+            epoch=step * self.pace.draws_per_step / self.pace.draws_per_epoch,
+            loss=sum(float(o.loss) for o in outputs) / count,
+            metrics={name: sum(float(o.metrics[name]) for o in outputs) / count for name in outputs[0].metrics},
+            learning_rate=rate,
+            gradient_norm=norm,
+            seconds=seconds,
+            rows=sum(o.rows for o in outputs),
+            tokens=sum(o.tokens for o in outputs),
+            padded_tokens=sum(o.padded_tokens for o in outputs),
+        )
+
+    def evaluate(self) -> Mapping[str, float]:
+        """All evaluators, on all ranks; remembered under the current step and told to the observers."""
+        started, metrics = time.perf_counter(), {}
+        for evaluator in self.parts.evaluators:
+            for name, value in evaluator.evaluate(self.encoder).items():
+                metrics[f"{evaluator.name}/{name}"] = float(value)
+        self.state.evaluations[self.state.step] = metrics
+        if metrics:
+            self.notify(self._evaluation_event(metrics, time.perf_counter() - started))
+        return metrics
+
+    def _evaluation_event(self, metrics: Mapping[str, float], seconds: float) -> StepEvent:
+        epoch = self.state.step * self.pace.draws_per_step / self.pace.draws_per_epoch
+        return StepEvent(
+            rank=self.ranks.rank,
+            step=self.state.step,
+            total_steps=self.pace.total_steps,
+            epoch=epoch,
+            loss=math.nan,
+            metrics={},
+            learning_rate=math.nan,
+            gradient_norm=None,
+            seconds=seconds,
+            rows=0,
+            tokens=0,
+            padded_tokens=0,
+            evaluation=metrics,
+        )
+
+    def _evaluate_if_due(self) -> bool:
+        """Evaluate on schedule; whether this is the best model so far and its state has to be kept."""
+        every = self.config.train.evaluate_every_steps
+        if not every or self.state.step % every or not self.parts.evaluators:
+            return False
+        return self.remember_best(self.evaluate())
+
+    def remember_best(self, metrics: Mapping[str, float]) -> bool:
+        """Note the current step as the best where its metric is the highest. Raises EmbedError on an unknown metric."""
+        name = self.config.train.best_metric or next(iter(metrics), None)
+        if name is None:
+            return False
+        if name not in metrics:
+            raise EmbedError(f"train.best_metric: {name!r} is no metric of this run, one of: {', '.join(metrics)}")
+        if self.state.best_value is not None and metrics[name] <= self.state.best_value:
+            return False
+        self.state.best_step, self.state.best_value = self.state.step, metrics[name]
+        return True
+
+    def _save_if_due(self, *, force: bool) -> None:
+        settings, step = self.config.checkpoint, self.state.step
+        by_step = bool(settings.every_steps) and step % settings.every_steps == 0
+        by_time = False
+        if settings.every_minutes and not (by_step or force):
+            # Clocks differ between ranks, and saving is a collective: rank 0 decides.
+            by_time = self.ranks.broadcast(time.monotonic() - self._saved_at >= 60 * settings.every_minutes)
+        if force or by_step or by_time:
+            self.store.save(self.engine, self.state)
+            self._saved_at = time.monotonic()
+
+
+def hash_seed(*parts: int) -> int:
+    """One 63-bit seed from several numbers."""
+    import numpy as np
+
+    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))

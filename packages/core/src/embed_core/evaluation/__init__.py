@@ -1,0 +1,1 @@
+"""Measuring a model: exact retrieval over a corpus, on all ranks."""

@@ -1,0 +1,23 @@
+"""64-bit identities of texts and external ids, comparable across columns, ranks and runs."""
+
+from __future__ import annotations
+
+from hashlib import blake2b
+
+from embed_core.types import Item
+
+
+def identity(item: Item) -> int:
+    """A non-zero signed 64-bit hash of a text (or of any item by its ``identity`` bytes, else its ``repr``)."""
+    if isinstance(item, str):
+        data = item.encode("utf-8", "surrogatepass")
+    elif isinstance(item, bytes):
+        data = item
+    else:
+        data = getattr(item, "identity", None) or repr(item).encode()
+    return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True) or 1
+
+
+def key_identity(key: str | None) -> int:
+    """Identity of an external id, kept apart from texts that read the same; 0 for none."""
+    return 0 if key is None else identity(b"key\0" + key.encode("utf-8", "surrogatepass"))

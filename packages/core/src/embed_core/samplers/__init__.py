@@ -1,0 +1,1 @@
+"""How rows become global batches: `shuffled`, `no-duplicates`, `by-source`."""

@@ -1,0 +1,27 @@
+"""Rows in random order."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from embed_core.samplers.epochs import EpochSampler, check_batch_size
+
+if TYPE_CHECKING:
+    import numpy as np
+
+    from embed_core.protocols import Dataset
+
+
+class ShuffledSampler(EpochSampler):
+    """A new permutation every epoch; the rows left over by the last full batch wait for another epoch."""
+
+    def __init__(self, dataset: Dataset, seed: int, batch_size: int) -> None:
+        super().__init__(seed, batch_size)
+        check_batch_size(dataset, batch_size)
+        self.rows = len(dataset)
+        self.draws_per_epoch = self.rows // batch_size
+
+    def plan(self, epoch: int) -> np.ndarray:
+        """A permutation, cut into batches."""
+        order = self.generator(epoch).permutation(self.rows)
+        return order[: self.draws_per_epoch * self.batch_size].reshape(-1, self.batch_size)

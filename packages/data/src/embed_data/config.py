@@ -1,0 +1,86 @@
+"""The dataset kinds of embed-data."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from embed_core.config.base import DatasetConfig, resolved_path
+from embed_core.datasets.config import RetrievalConfig, RetrievalFields
+from embed_core.errors import ConfigError, DataError
+
+if TYPE_CHECKING:
+    from embed_core.context import BuildContext
+    from embed_core.protocols import Dataset
+
+PYDOCS = "pydocs"
+
+
+class PydocsConfig(DatasetConfig):
+    """The embedded corpus: what installed Python packages say of themselves. Needs no file and no network.
+
+    A row's query is the first paragraph of a docstring, its positive the signature and the rest.
+    """
+
+    kind: Literal["pydocs"] = "pydocs"
+    packages: tuple[str, ...] = ("stdlib", "torch", "numpy", "transformers")
+    """Import names of the packages read, `stdlib` for Python's own library; those not installed are left out."""
+    max_rows: int = Field(default=10_000, gt=0)
+    """Training rows made at most."""
+    held_out_queries: int = Field(default=400, ge=0)
+    """Queries of the evaluation split, from modules that no training row is from; 0 = no evaluation split."""
+    held_out_documents: int = Field(default=1_000, ge=0)
+    """Documents of the evaluation split: the queries' positives, filled up with others of those modules."""
+    query_prompt: str | None = None
+    """Put before every query; None = the model's own."""
+    passage_prompt: str | None = None
+    """Put before every passage; None = the model's own."""
+    limit: int | None = Field(default=None, gt=0)
+    """Training rows used at most, evenly spread over the packages; None = all."""
+
+    def build(self, context: BuildContext) -> Dataset:
+        """Built once per set of package versions and cached. Raises DataError where nothing can be read or cached."""
+        from embed_core.datasets.draw import DrawOptions
+        from embed_data.corpus import Sizes
+        from embed_data.pydocs import pydocs
+
+        documents = self.held_out_documents if self.held_out_queries else 0
+        sizes = Sizes(self.max_rows, self.held_out_queries, documents)
+        options = DrawOptions(query_prompt=self.query_prompt, passage_prompt=self.passage_prompt)
+        return pydocs(context, self.packages, sizes, options, self.limit)
+
+
+class AutoConfig(RetrievalFields):
+    """The embedded corpus or the user's own data, by one key: what recipes use."""
+
+    kind: Literal["auto"] = "auto"
+    path: str = PYDOCS
+    """`pydocs` = the embedded corpus; else as of kind `retrieval`: a .jsonl or .json file, a folder of them, a BEIR
+    folder. (A folder of that name is `./pydocs`.)"""
+    split: str | None = None
+    """Which qrels of a BEIR folder to train on; None = the only one, or `train`."""
+    held_out_rows: int | None = Field(default=None, ge=0)
+    """Rows held out for evaluation; None = 400 of the embedded corpus, none of a file."""
+
+    def build(self, context: BuildContext) -> Dataset:
+        """As the kind it stands for; raises what that raises."""
+        if self.path == PYDOCS:
+            return self._pydocs().build(context)
+        try:
+            return self._retrieval().build(context)
+        except DataError as error:
+            if resolved_path(self.path).exists():
+                raise
+            raise DataError(f"{error} (the word {PYDOCS!r} is the embedded corpus)") from None
+
+    def _pydocs(self) -> PydocsConfig:
+        if self.split is not None:
+            raise ConfigError(f"split {self.split!r}: the embedded corpus has no splits: remove `split` or set `path`")
+        common = {"query_prompt": self.query_prompt, "passage_prompt": self.passage_prompt, "limit": self.limit}
+        held_out = {} if self.held_out_rows is None else {"held_out_queries": self.held_out_rows}
+        return PydocsConfig.model_validate({**common, **held_out})
+
+    def _retrieval(self) -> RetrievalConfig:
+        fields = self.model_dump(exclude={"kind", "held_out_rows"})
+        return RetrievalConfig.model_validate({**fields, "held_out_rows": self.held_out_rows or 0})
