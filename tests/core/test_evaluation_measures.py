@@ -75,8 +75,7 @@ def test_values_are_those_of_the_formulas() -> None:
     docs = [f"d{i}" for i in range(40)]
     qrels = {f"q{i}": {draw.choice(docs): draw.choice([1, 2, 3]) for _ in range(4)} | {"d0": 0} for i in range(30)}
     rankings = {query: draw.sample(docs, draw.randrange(0, 40)) for query in qrels}
-    assert any(not ranking for ranking in rankings.values()) or rankings.pop("q0")  # one query found nothing at all
-    rankings.setdefault("q0", [])
+    rankings["q0"] = []  # a query that found nothing at all still counts
     got = mean_measures(parse_measures(["nDCG@10", "MRR@3", "Recall@7"]), qrels, rankings)
 
     def mean(formula: Any, k: int) -> float:

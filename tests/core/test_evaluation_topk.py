@@ -57,6 +57,7 @@ def test_merging_halves_is_the_whole_and_rows_are_kept_apart() -> None:
 
 
 @pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 def test_the_same_on_cuda() -> None:
     scores_QN = torch.randint(0, 5, (6, 500)).float()
     cpu, cuda = TopK(6, 8), TopK(6, 8, "cuda")

@@ -11,6 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from pydantic import ValidationError
 from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
+from sentence_transformers.util import dot_score
 from torch import Tensor, nn
 
 from embed_core.context import BuildContext
@@ -156,18 +157,35 @@ def test_value_and_gradient_equal_a_loop(options: dict[str, Any], data: st.DataO
     assert_equals_brute(batch_of(B, P), targets, **options)
 
 
+def assert_equals_peer(ours: Tensor, theirs: Tensor, *values: Tensor) -> None:
+    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
+    for a, b in zip(torch.autograd.grad(ours, values), torch.autograd.grad(theirs, values), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+
+
 def test_equals_sentence_transformers_with_one_hard_negative() -> None:
     """MultipleNegativesRankingLoss of (anchor, positive, negative): the same softmax, columns in another order."""
     batch = batch_of(5, 10)
     q, p = batch.query.dense_ND, batch.passage.dense_ND
     assert q is not None
     assert p is not None
-    peer = MultipleNegativesRankingLoss(nn.Identity(), scale=20.0)
+    peer = MultipleNegativesRankingLoss(nn.Identity(), scale=20.0, similarity_fct=dot_score)
     theirs = peer.compute_loss_from_embeddings([q, p[0::2], p[1::2]], labels=None)
     ours = build(temperature=0.05, mask=OFF)(batch, targets_of([2] * 5)).loss
-    torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-5)
-    for a, b in zip(torch.autograd.grad(ours, [q, p]), torch.autograd.grad(theirs, [q, p]), strict=True):
-        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    assert_equals_peer(ours, theirs, q, p)
+
+
+def test_equals_sentence_transformers_in_both_directions() -> None:
+    batch = batch_of(6, 6)
+    q, p = batch.query.dense_ND, batch.passage.dense_ND
+    assert q is not None
+    assert p is not None
+    directions = ("query_to_doc", "doc_to_query")
+    peer = MultipleNegativesRankingLoss(
+        nn.Identity(), similarity_fct=dot_score, directions=directions, partition_mode="per_direction"
+    )
+    ours = build(temperature=0.05, mask=OFF, symmetric=True)(batch, targets_of([1] * 6)).loss
+    assert_equals_peer(ours, peer.compute_loss_from_embeddings([q, p], labels=None), q, p)
 
 
 def test_a_masked_passage_leaves_the_softmax_and_gets_no_gradient_from_that_row() -> None:
@@ -248,5 +266,5 @@ def test_impossible_and_unknown_settings_are_rejected(options: dict[str, Any]) -
 
 
 def test_a_model_without_dense_vectors_is_an_error() -> None:
-    with pytest.raises(ConfigError, match="^'dense' scores are asked for, but the model gives only: nothing; use"):
+    with pytest.raises(ConfigError, match=r"^'dense' scores are asked for, but the model gives only: nothing; use"):
         build()(Batch(Embeddings(), Embeddings()), targets_of([1]))

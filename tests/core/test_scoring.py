@@ -25,10 +25,10 @@ from embed_core.scoring import (
     sparse,
     sparse_scores,
 )
-from embed_core.types import Embeddings, MultiVectors, SparseVectors
+from embed_core.types import Embeddings, MultiVectors, ScoreWeights, SparseVectors
 
 torch.set_num_threads(1)
-WEIGHTS = {"dense": 1.0, "sparse": 0.3, "multi": 1.0}
+WEIGHTS: ScoreWeights = {"dense": 1.0, "sparse": 0.3, "multi": 1.0}
 
 
 def build(lengths: list[int], seed: int = 0, vocabulary: int = 20, width: int = 4) -> Embeddings:
@@ -213,7 +213,8 @@ def largest(kind: str, queries: int, passages: int, tokens: int) -> int:
     p = build((lengths * passages)[:passages], 2, vocabulary=5000, width=8)
     with Largest() as mode:
         PAIRS[kind][0](q, p).sum().backward()
-    return mode.numel
+    numel: int = mode.numel
+    return numel
 
 
 @pytest.mark.parametrize("kind", ["sparse", "multi"])

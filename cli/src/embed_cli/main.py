@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -74,10 +74,12 @@ def run(
 @app.command()
 def plugins(plugin: PluginNames = None) -> None:
     """Show installed, active (--plugin) and failed plugins, with package, version and cause."""
+    from rich.console import Console
+
     from embed_cli.plugins_view import print_plugins
     from embed_core.plugins import status
 
-    print_plugins(status(plugin or ()))
+    print_plugins(Console(), status(plugin or ()))
 
 
 @app.command()
@@ -133,7 +135,7 @@ def add_plugin_commands(arguments: list[str]) -> None:
     for plugin in core.discover().values():
         try:
             module = core.load_module(plugin)
-            hook = getattr(module, "embed_register_commands", None)
+            hook: Any = getattr(module, "embed_register_commands", None)
             if getattr(hook, "embed_impl", None) is not None:
                 hook(app)
         except Exception as error:

@@ -129,24 +129,23 @@ def _print_config(config: RunConfig) -> None:
 def _train(request: RunRequest, config: RunConfig, manager: pluggy.PluginManager, registry: Registry) -> None:
     from embed_cli.display import make_display
     from embed_core.engine.ranks import leave
-    from embed_core.engine.run import Options, replace_output, run  # noqa: F401
+    from embed_core.engine.run import Options, run
 
     rank = int(os.environ.get("RANK", "0"))
-    display = make_display()
+    display = make_display(rank=rank)
     options = Options(
         resume=request.resume, overwrite=request.overwrite, command=command_line(), announce=display.announce
     )
     if rank == 0:
         manager.register(display)
     try:
-        result = run(config, manager, registry, options)
+        run(config, manager, registry, options)
     except KeyboardInterrupt:
         display.announce("interrupted: `embed run --resume --output-dir DIR` continues from the last checkpoint")
         raise
     finally:
+        display.close()
         leave()
-    if rank == 0:
-        display.announce(f"model exported to {result.export_dir}")
 
 
 def _launch(request: RunRequest, config: RunConfig) -> None:

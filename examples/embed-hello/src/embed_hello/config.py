@@ -26,9 +26,9 @@ class HelloModelConfig(ModelConfig):
     buckets: int | None = Field(default=None, gt=1)
     """Rows of the n-gram table; None = 16384 from scratch, else the directory's."""
     width: int | None = Field(default=None, gt=0)
-    """Width of an n-gram vector; None = 64 from scratch, else the directory's."""
+    """Width of an n-gram vector; None = 128 from scratch, else the directory's."""
     dimension: int | None = Field(default=None, gt=0)
-    """Width of the text embedding; None = 64 from scratch, else the directory's."""
+    """Width of the text embedding; None = 128 from scratch, else the directory's."""
     max_characters: int = Field(default=512, gt=0)
     """Characters of a text that are read; the rest is cut off."""
 
@@ -48,7 +48,7 @@ class HelloLossConfig(LossConfig):
     """Cosine margin against the hardest passages of the batch."""
 
     kind: Literal["hello"] = "hello"
-    margin: float = Field(default=0.3, gt=0, le=2)
+    margin: float = Field(default=0.8, gt=0, le=2)
     """By how much the cosine of the positive must exceed that of a negative."""
     hardest: int = Field(default=8, gt=0)
     """Negatives of the batch that count for each row, the hardest first."""

@@ -26,8 +26,8 @@ class Sizes:
     """What fixes the shapes of the weights; written into ``config.json``."""
 
     buckets: int = 16384
-    width: int = 64
-    dimension: int = 64
+    width: int = 128
+    dimension: int = 128
 
 
 class NgramEncoder(nn.Module):

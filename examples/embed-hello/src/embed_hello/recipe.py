@@ -25,9 +25,9 @@ class HelloRecipe(Recipe):
     """Passes over the training rows."""
     batch_size: int = Field(default=32, gt=1)
     """Rows of one global batch: how many negatives a row sees is mathematics, so it does not grow with the ranks."""
-    learning_rate: float = Field(default=2e-3, gt=0)
+    learning_rate: float = Field(default=1e-3, gt=0)
     """Peak learning rate of AdamW."""
-    margin: float = Field(default=0.3, gt=0, le=2)
+    margin: float = Field(default=0.8, gt=0, le=2)
     """By how much the cosine of the positive must exceed that of a negative."""
 
     def compile(self, world_size: int) -> dict[str, Any]:
@@ -45,8 +45,8 @@ class HelloRecipe(Recipe):
                 "optimizer": {"learning_rate": self.learning_rate},
                 "schedule": {"kind": "cosine"},
             },
-            # The texts cost next to nothing to encode: one chunk holds a whole batch.
-            "engine": {"token_budget": 65536},
+            # An n-gram costs next to nothing to encode: larger chunks than a transformer would want.
+            "engine": {"token_budget": 8192},
         }
 
     def sanity(self) -> dict[str, Any]:

@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from embed_bge.config import BGEM3ModelConfig
-from embed_bge.model import BGEM3Model, positions
+from embed_bge.model import BGEM3Model
 from embed_core.checkpoints.source import load_encoder, load_tokenizer, model_directory
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
@@ -41,9 +41,7 @@ def build_model(config: BGEM3ModelConfig, context: BuildContext) -> BGEM3Model:
     return BGEM3Model.from_parts(config, encoder, tokenizer, heads)
 
 
-def load_parts(
-    config: BGEM3ModelConfig, seed: int, announce: Announce
-) -> tuple[Any, Any, Mapping[str, nn.Linear]]:
+def load_parts(config: BGEM3ModelConfig, seed: int, announce: Announce) -> tuple[Any, Any, Mapping[str, nn.Linear]]:
     """Encoder, tokenizer and heads (``colbert_linear``, ``sparse_linear``; none where they are not asked for).
 
     Raises CheckpointError for a model that is not there or does not fit, ConfigError for texts longer than it allows.
@@ -54,22 +52,11 @@ def load_parts(
         )
     directory = model_directory(config.name_or_path, config.revision)
     encoder = load_encoder(directory, trust_remote_code=config.trust_remote_code, seed=seed)
-    _check_lengths(config, encoder)
     tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
     _note_differences(config, directory, announce)
     if not config.unified_finetuning:
         return encoder, tokenizer, {}
     return encoder, tokenizer, _heads(config, encoder, directory, seed, announce)
-
-
-def _check_lengths(config: BGEM3ModelConfig, encoder: Any) -> None:
-    room = positions(encoder)
-    for key in ("query_max_len", "passage_max_len"):
-        if getattr(config, key) > room:
-            raise ConfigError(
-                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
-                f"positions for: set it to {room} or less"
-            )
 
 
 def _note_differences(config: BGEM3ModelConfig, directory: Path, announce: Announce) -> None:

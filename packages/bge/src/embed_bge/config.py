@@ -75,7 +75,7 @@ class BGEM3ModelConfig(ModelConfig):
     def _something_is_trained(self) -> Self:
         if self.fix_encoder and not self.unified_finetuning:
             raise ValueError(
-                "fix_encoder: true with unified_finetuning: false leaves nothing to train: set one of them the other way"
+                "fix_encoder: true with unified_finetuning: false leaves nothing to train: turn one of them round"
             )
         return self
 

@@ -9,11 +9,13 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
+from pydantic import ValidationError
 from torch import Tensor, nn
-from torch.nn import functional as F
+from torch.nn import functional
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_core.embeddings import offsets_of
+from embed_core.errors import ConfigError, did_you_mean
 from embed_core.pooling import Pooling, at_least_float32, pool
 from embed_core.prompts import Prompt
 from embed_core.protocols import Announce
@@ -37,13 +39,16 @@ class BGEM3Model(nn.Module):
     :class:`~embed_bge.config.BGEM3ModelConfig`. Raises CheckpointError for a model that cannot be loaded.
     """
 
+    encoder: Any
+    tokenizer: Any
+
     def __init__(
         self, model_name: str = "BAAI/bge-m3", *, seed: int = 42, announce: Announce = print, **options: Any
     ) -> None:
         super().__init__()
         from embed_bge.build import load_parts
 
-        config = BGEM3ModelConfig(name_or_path=model_name, **options)
+        config = _config(name_or_path=model_name, **options)
         self._assemble(config, *load_parts(config, seed, announce))
 
     @classmethod
@@ -56,15 +61,26 @@ class BGEM3Model(nn.Module):
         model._assemble(config, encoder, tokenizer, heads)
         return model
 
-    def _assemble(
-        self, config: BGEM3ModelConfig, encoder: Any, tokenizer: Any, heads: Mapping[str, nn.Linear]
-    ) -> None:
-        self.config = config
-        self.tokenizer = tokenizer
+    def _assemble(self, config: BGEM3ModelConfig, encoder: Any, tokenizer: Any, heads: Mapping[str, nn.Linear]) -> None:
         self.encoder = encoder
         self.colbert_linear = heads.get("colbert_linear")
         self.sparse_linear = heads.get("sparse_linear")
+        self.configure(config, tokenizer)
+
+    def configure(self, config: BGEM3ModelConfig, tokenizer: Any = None) -> None:
+        """Take over everything of ``config`` that is no weight: lengths, prompts, pooling, what is frozen.
+
+        Raises ConfigError where ``config`` asks for heads that this model lacks, or for longer texts than it allows.
+        """
+        if config.unified_finetuning and self.sparse_linear is None:
+            raise ConfigError(
+                "unified_finetuning: true needs the lexical and multi-vector heads, which this model was built "
+                "without: build it with unified_finetuning=True"
+            )
+        check_lengths(config, self.encoder)
+        self.config = config
         self.scores = ALL_SCORES if config.unified_finetuning else DENSE_SCORES
+        self.tokenizer = tokenizer = tokenizer if tokenizer is not None else self.tokenizer
         self.pooling: Pooling = config.sentence_pooling_method
         self.normalize = config.normalize_embeddings
         prompts: dict[Role, Prompt] = {
@@ -78,11 +94,13 @@ class BGEM3Model(nn.Module):
         self._special_ids = sorted({i for i in special if i is not None})
         self._freeze()
         if config.gradient_checkpointing:
-            encoder.gradient_checkpointing_enable({"use_reentrant": False})
+            self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _freeze(self) -> None:
-        if self.config.fix_encoder:
-            self.encoder.requires_grad_(False)
+        self.encoder.requires_grad_(not self.config.fix_encoder)
+        for head in (self.colbert_linear, self.sparse_linear):
+            if head is not None:
+                head.requires_grad_(self.config.unified_finetuning)
         # The pooler is kept for the checkpoint's sake; no embedding reads it, so it can have no gradient.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler.requires_grad_(False)
@@ -94,8 +112,8 @@ class BGEM3Model(nn.Module):
         """
         states_NLD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         dense_ND = at_least_float32(pool(states_NLD, attention_mask, self.pooling))
-        dense_ND = F.normalize(dense_ND, dim=-1) if self.normalize else dense_ND
-        if self.sparse_linear is None or self.colbert_linear is None:
+        dense_ND = functional.normalize(dense_ND, dim=-1) if self.normalize else dense_ND
+        if not self.config.unified_finetuning:
             return Embeddings(dense_ND=dense_ND)
         real_NL = attention_mask.bool()
         return Embeddings(dense_ND, self._sparse(states_NLD, input_ids, real_NL), self._multi(states_NLD, real_NL))
@@ -118,7 +136,7 @@ class BGEM3Model(nn.Module):
         assert self.colbert_linear is not None
         keep_NL = real_NL[:, 1:]
         vectors_TC = at_least_float32(self.colbert_linear(states_NLD[:, 1:][keep_NL]))
-        vectors_TC = F.normalize(vectors_TC, dim=-1) if self.normalize else vectors_TC
+        vectors_TC = functional.normalize(vectors_TC, dim=-1) if self.normalize else vectors_TC
         return MultiVectors(vectors_TC, offsets_of(keep_NL.sum(1)))
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
@@ -145,6 +163,30 @@ class BGEM3Model(nn.Module):
         """Prefixes for sentence-transformers, where the instructions' formats are prefixes."""
         named = {"query": self._text.prompts["query"].prefix, "document": self._text.prompts["passage"].prefix}
         return {name: prefix for name, prefix in named.items() if prefix}
+
+
+def _config(**options: Any) -> BGEM3ModelConfig:
+    """Raises ConfigError, one line, for an option that does not exist or has a wrong value."""
+    known = set(BGEM3ModelConfig.model_fields) - {"kind"}
+    for key in options:
+        if key not in known:
+            raise ConfigError(f"BGEM3Model has no option {key!r}: {did_you_mean(key, known)}")
+    try:
+        return BGEM3ModelConfig(**options)
+    except ValidationError as error:
+        faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()]
+        raise ConfigError(f"BGEM3Model: {'; '.join(faults)}") from None
+
+
+def check_lengths(config: BGEM3ModelConfig, encoder: Any) -> None:
+    """Raises ConfigError for a maximum length beyond the encoder's positions."""
+    room = positions(encoder)
+    for key in ("query_max_len", "passage_max_len"):
+        if getattr(config, key) > room:
+            raise ConfigError(
+                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
+                f"positions for: set it to {room} or less"
+            )
 
 
 def positions(encoder: Any) -> int:

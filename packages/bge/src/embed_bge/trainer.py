@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from typing import ClassVar
 
-from embed_bge.recipe import BGERecipe
 from embed_core.api import BaseRetrieverTrainer
+
+from embed_bge.recipe import BGERecipe
 
 
 class BGETrainer(BaseRetrieverTrainer):

@@ -15,13 +15,9 @@ if TYPE_CHECKING:
     from collections.abc import Iterator
 
 STDLIB = "stdlib"
-SKIPPED = frozenset(
-    {
-        "test", "tests", "testing", "_internal", "idle_test", "testdata", "examples", "turtledemo",  # not documentation
-        "_vendor", "vendor", "_vendored", "third_party", "_bundled", "site-packages", "dist-packages",  # somebody else's
-        "__pycache__",
-    }
-)  # fmt: skip
+_NOT_DOCUMENTATION = {"test", "tests", "testing", "_internal", "idle_test", "testdata", "examples", "turtledemo"}
+_NOT_ITS_OWN = {"_vendor", "vendor", "_vendored", "third_party", "_bundled", "site-packages", "dist-packages"}
+SKIPPED = frozenset(_NOT_DOCUMENTATION | _NOT_ITS_OWN | {"__pycache__"})
 """Folders that are not read."""
 
 

@@ -127,8 +127,8 @@ def _whole(folder: Path) -> bool:
         there = {
             os.path.relpath(path, folder).replace(os.sep, "/"): path for path in folder.rglob("*") if path.is_file()
         }
-        there.pop(MANIFEST)
-        return {name: _digest(path.read_bytes()) for name, path in there.items()} == digests
+        del there[MANIFEST]
+        return bool(digests == {name: _digest(path.read_bytes()) for name, path in there.items()})
     except (OSError, ValueError):
         return False
 

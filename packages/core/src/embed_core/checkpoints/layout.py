@@ -107,9 +107,7 @@ def write_modules(model: TransformersModel, width: int, directory: Path) -> None
         "include_prompt": True,
     }
     write_json(directory / "1_Pooling" / "config.json", pooling)
-    write_json(
-        directory / "sentence_bert_config.json", {"max_seq_length": model.max_length, "do_lower_case": False}
-    )
+    write_json(directory / "sentence_bert_config.json", {"max_seq_length": model.max_length, "do_lower_case": False})
     write_json(
         directory / "config_sentence_transformers.json",
         {

@@ -24,7 +24,7 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def xlm_roberta(vocab: int, shape: EncoderShape, *, max_length: int, seed: int) -> Any:
-    """A random ``XLMRobertaModel`` with ``vocab`` embeddings for texts of up to ``max_length`` tokens (at least 512)."""
+    """A random ``XLMRobertaModel`` of ``vocab`` ids, with positions for ``max_length`` tokens, at least 512."""
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     positions = max(max_length, XLM_ROBERTA_POSITIONS)

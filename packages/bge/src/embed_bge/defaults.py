@@ -1,0 +1,35 @@
+"""What the recipe's keys default to, by kind of model."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class Defaults:
+    """The keys whose good values depend on whether the model has been trained before."""
+
+    learning_rate: float
+    num_train_epochs: float
+    per_device_train_batch_size: int
+    query_max_len: int
+    passage_max_len: int
+
+
+SCRATCH = Defaults(
+    learning_rate=5e-4,
+    num_train_epochs=1,
+    per_device_train_batch_size=64,
+    query_max_len=64,
+    passage_max_len=192,
+)
+"""A small random encoder: large steps, and batches large enough to give every query many negatives."""
+
+FINE_TUNING = Defaults(
+    learning_rate=1e-5,
+    num_train_epochs=3,
+    per_device_train_batch_size=8,
+    query_max_len=32,
+    passage_max_len=128,
+)
+"""FlagEmbedding's lengths, batch and epochs, and the learning rate that BGE-M3 was published with."""

@@ -1,0 +1,98 @@
+"""The command answers at once, and what the README tells people to type exists."""
+
+from __future__ import annotations
+
+import os
+import re
+import resource
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+COMMAND = [sys.executable, "-m", "embed_cli"]
+CPU_SECONDS = 0.5
+
+
+def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        [*COMMAND, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+        env={**os.environ, "COLUMNS": "200", **environment},
+    )
+
+
+def cpu_seconds_of_help() -> float:
+    before = resource.getrusage(resource.RUSAGE_CHILDREN)
+    answer = run("--help")
+    after = resource.getrusage(resource.RUSAGE_CHILDREN)
+    assert answer.returncode == 0, answer.stderr
+    return after.ru_utime - before.ru_utime + after.ru_stime - before.ru_stime
+
+
+def test_help_takes_no_time() -> None:
+    """The best of three, in CPU seconds of the child: the machine may be busy."""
+    seconds = min(cpu_seconds_of_help() for _ in range(3))
+    assert seconds < CPU_SECONDS, f"`embed --help` took {seconds:.2f} s of CPU time"
+
+
+@pytest.mark.parametrize("arguments", [["--help"], ["run", "--help"], ["plugins"], ["schema", "--plugin", "hello"]])
+def test_light_commands_import_no_torch(arguments: list[str], tmp_path: Path) -> None:
+    """A torch that fails when imported stands first on the path."""
+    for name in ("torch", "transformers", "deepspeed"):
+        (tmp_path / f"{name}.py").write_text(f"raise RuntimeError('{name} was imported')\n")
+    answer = run(*arguments, PYTHONPATH=str(tmp_path))
+    assert answer.returncode == 0, answer.stderr
+    assert "was imported" not in answer.stdout + answer.stderr
+
+
+def test_no_plugin_fails() -> None:
+    answer = run("plugins")
+    assert answer.returncode == 0
+    for name in ("bge", "data", "hello"):
+        assert re.search(rf"\b{name}\b", answer.stdout), f"`embed plugins` does not list {name}"
+    assert "failed" not in answer.stdout, answer.stdout
+
+
+def documented_commands(text: str) -> list[str]:
+    """Lines of code blocks and inline code that start with ``embed``; continued lines are joined."""
+    joined = re.sub(r"\\\n\s*", " ", text)
+    blocks = re.findall(r"^(?:    |\$ )?(embed [a-z].*)$", joined, flags=re.MULTILINE)
+    inline = re.findall(r"`(embed [a-z][^`]*)`", joined)
+    return [command.split("#")[0].split(" ← ")[0].strip() for command in (*blocks, *inline)]
+
+
+def test_documented_options_exist(root: Path) -> None:
+    pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("packages/*/README.md"), root / "cli/README.md"]
+    commands = {command for page in pages for command in documented_commands(page.read_text(encoding="utf-8"))}
+    assert any(command.startswith("embed run --plugin bge") for command in commands)
+    helps: dict[str, str] = {}
+    for command in sorted(commands):
+        _, name, *rest = command.split()
+        if name not in helps:
+            answer = run(name, "--help")
+            assert answer.returncode == 0, f"`{command}` is documented, but: {answer.stderr}"
+            helps[name] = answer.stdout
+        for option in [word.split("=")[0] for word in rest if word.startswith("--")]:
+            assert re.search(rf"{option}\b", helps[name]), f"`{command}` is documented, but has no {option}"
+
+
+def test_documented_make_targets_exist(root: Path) -> None:
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    targets = set(re.findall(r"^([a-z-]+):", makefile, flags=re.MULTILINE))
+    for page in (root / "README.md", *root.glob("docs/**/*.md"), root / ".ci/run"):
+        # In code only: prose makes sense of the word, too.
+        for target in re.findall(r"(?:^    |`)make ([a-z-]+)", page.read_text(encoding="utf-8"), flags=re.MULTILINE):
+            assert target in targets, f"{page.name}: `make {target}` is no target"
+
+
+def test_make_help_lists_every_target(root: Path) -> None:
+    listed = subprocess.run(["make", "help"], cwd=root, capture_output=True, text=True, check=True).stdout
+    makefile = (root / "Makefile").read_text(encoding="utf-8")
+    phony = re.search(r"^\.PHONY: (.*)$", makefile, flags=re.MULTILINE)
+    assert phony is not None
+    for target in phony[1].split():
+        assert re.search(rf"^{target} +\S", listed, flags=re.MULTILINE), f"`make help` does not list {target}"

@@ -1,0 +1,99 @@
+"""Who may import whom, and what must stay light."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+import tomllib
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[2]
+MEMBERS = {
+    next((path.parent / "src").iterdir()).name: path.parent / "src"
+    for path in sorted((*ROOT.glob("packages/*/pyproject.toml"), ROOT / "cli/pyproject.toml"))
+}
+ALWAYS = {"embed_core": {"embed_core"}, "embed_cli": {"embed_cli", "embed_core"}}
+HEAVY = ("torch", "transformers", "deepspeed", "sentence_transformers")
+LIGHT_FILES = ("plugin.py", "config.py", "recipe.py")
+
+
+def allowed(member: str) -> set[str]:
+    """Core: itself. CLI: core. A plugin: itself, core and the CLI, whose Typer conventions its commands may share."""
+    return ALWAYS.get(member, {member, "embed_core", "embed_cli"})
+
+
+def imported(tree: ast.AST) -> Iterator[tuple[str, int]]:
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node.lineno) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and not node.level:
+            yield node.module.split(".")[0], node.lineno
+
+
+def trespasses(member: str, source: str) -> list[tuple[str, int]]:
+    """Imports of our packages that ``member`` may not make."""
+    return [
+        (name, line)
+        for name, line in imported(ast.parse(source))
+        if name.startswith("embed_") and name not in allowed(member)
+    ]
+
+
+def modules(files: tuple[str, ...]) -> list[str]:
+    return [
+        ".".join(path.relative_to(source).with_suffix("").parts)
+        for source in MEMBERS.values()
+        for path in sorted(source.rglob("*.py"))
+        if path.name in files
+    ]
+
+
+@pytest.mark.parametrize("member", sorted(MEMBERS))
+def test_packages_import_only_what_they_may(member: str) -> None:
+    found = [
+        f"{path.relative_to(ROOT)}:{line} imports {name}"
+        for path in sorted(MEMBERS[member].rglob("*.py"))
+        for name, line in trespasses(member, path.read_text(encoding="utf-8"))
+    ]
+    assert not found, "\n".join(found)
+
+
+def test_the_scan_sees_trespasses() -> None:
+    """Also inside functions and under TYPE_CHECKING: a type that is imported is a dependency too."""
+    assert trespasses("embed_core", "def f():\n    from embed_bge.model import x\n") == [("embed_bge", 2)]
+    assert trespasses("embed_bge", "import embed_data.config") == [("embed_data", 1)]
+    assert trespasses("embed_cli", "if TYPE_CHECKING:\n    from embed_bge import y") == [("embed_bge", 2)]
+    assert trespasses("embed_bge", "from embed_core.types import Batch\nfrom . import model\nimport torch") == []
+    assert {"embed_core", "embed_cli", "embed_bge", "embed_data"} <= set(MEMBERS)
+
+
+def test_what_is_imported_is_declared() -> None:
+    """A package of ours that a member imports is among its dependencies."""
+    for member, source in MEMBERS.items():
+        project = tomllib.loads((source.parent / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+        declared = {dependency.split("=")[0].split(">")[0].replace("-", "_") for dependency in project["dependencies"]}
+        used = {
+            name for path in source.rglob("*.py") for name, _ in imported(ast.parse(path.read_text(encoding="utf-8")))
+        }
+        missing = {name for name in used if name.startswith("embed_")} - declared - {member}
+        assert not missing, f"{member} imports {missing} without depending on it"
+
+
+def heavy_after(statements: str) -> list[str]:
+    program = f"{statements}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
+    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+    assert answer.returncode == 0, answer.stderr
+    return answer.stdout.split()
+
+
+@pytest.mark.parametrize("module", ["embed_cli", "embed_cli.main", "embed_core.plugins", *modules(LIGHT_FILES)])
+def test_module_is_light(module: str) -> None:
+    assert heavy_after(f"import {module}") == [], f"importing {module} must stay free of torch"
+
+
+def test_the_light_check_sees_torch() -> None:
+    assert "torch" in heavy_after("import torch")
