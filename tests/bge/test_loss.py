@@ -19,6 +19,7 @@ from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
 from embed_core.protocols import Loss
 from embed_core.registry import Registry
+from embed_core.testing.losses import check_loss
 from embed_core.types import Batch, Embeddings, MultiVectors, SparseVectors, Targets
 
 torch.set_num_threads(1)
@@ -187,6 +188,11 @@ def test_value_and_gradient_equal_loops_on_ragged_groups(options: dict[str, Any]
         torch.testing.assert_close(*torch.broadcast_tensors(
             zero.double() if one is None else one, zero.double() if other is None else other
         ), rtol=1e-6, atol=1e-7)  # fmt: skip
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+def test_keeps_the_promises_of_a_loss(options: dict[str, Any]) -> None:
+    check_loss(build(**options), parts=("dense", "sparse", "multi"), scores=True)
 
 
 def test_rows_without_scores_keep_the_plain_loss() -> None:

@@ -6,8 +6,9 @@ import copy
 
 import pytest
 import torch
-from embed_core.types import Embeddings
 from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
+
+from embed_core.types import Embeddings
 
 torch.set_num_threads(1)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import threading
 
 import pytest
+
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.text import TextTokenizer
 

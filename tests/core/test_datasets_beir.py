@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 
 import pytest
+
 from embed_core.datasets.beir import read_beir
 from embed_core.datasets.sources import BeirRows
 from embed_core.errors import DataError
@@ -60,7 +61,11 @@ def test_the_split(folder):
     [
         ("qrels/test.tsv", "h\th\th\nq9\td1\t1\n", "test.tsv:2: query id 'q9' is not in {}/queries.jsonl"),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td9\t1\n", "test.tsv:2: document id 'd9' is not in {}/corpus.jsonl"),
-        ("qrels/test.tsv", "q1 d1 1\n", "test.tsv:1: expected a query id, a document id and a whole number, by tabs; f"),
+        (
+            "qrels/test.tsv",
+            "q1 d1 1\n",
+            "test.tsv:1: expected a query id, a document id and a whole number, by tabs; f",
+        ),
         ("qrels/test.tsv", "q1\td1\t1\nq1\td1\tx\n", "test.tsv:2: expected a query id, a document id and a whole numb"),
         ("qrels/test.tsv", "q1\td1\t0.5\nq1\td1\t0.5\n", "test.tsv:2: expected a query id, a document id and a whole"),
         ("qrels/test.tsv", "a\tb\tc\n", "test.tsv: no judgement: each line is a query id, a document id and a score"),
@@ -68,7 +73,11 @@ def test_the_split(folder):
         ("corpus.jsonl", '{"_id": "d1"}', "corpus.jsonl:1: `text` must be a string, found nothing"),
         ("corpus.jsonl", '{"text": "x"}', "corpus.jsonl:1: `_id` must be a string, found nothing"),
         ("corpus.jsonl", '{"_id": [], "text": "x"}', "corpus.jsonl:1: `_id` must be a string, found a list"),
-        ("corpus.jsonl", '{"_id": "d1", "text": "x", "title": 1}', "corpus.jsonl:1: `title` must be a string, found the"),
+        (
+            "corpus.jsonl",
+            '{"_id": "d1", "text": "x", "title": 1}',
+            "corpus.jsonl:1: `title` must be a string, found the",
+        ),
         (
             "corpus.jsonl",
             '{"_id": "d1", "text": "x"}\n{"_id": "d1", "text": "y"}',
@@ -95,7 +104,9 @@ def test_bad_bytes_in_qrels(folder):
 @pytest.mark.parametrize("missing", ["corpus.jsonl", "queries.jsonl"])
 def test_a_missing_part(folder, missing):
     (folder / missing).unlink()
-    with pytest.raises(DataError, match=rf"beir: no {missing}: a BEIR folder has corpus.jsonl, queries.jsonl and qrels"):
+    with pytest.raises(
+        DataError, match=rf"beir: no {missing}: a BEIR folder has corpus.jsonl, queries.jsonl and qrels"
+    ):
         read_beir(folder)
 
 

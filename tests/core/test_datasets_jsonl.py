@@ -6,10 +6,11 @@ import json
 from typing import TYPE_CHECKING
 
 import pytest
-from embed_core.datasets.jsonl import JsonlFile
-from embed_core.errors import DataError
 from hypothesis import given
 from hypothesis import strategies as st
+
+from embed_core.datasets.jsonl import JsonlFile
+from embed_core.errors import DataError
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -117,7 +118,9 @@ def test_a_missing_file_names_its_sibling(tmp_path):
 def test_a_missing_folder_is_named(tmp_path):
     with pytest.raises(DataError) as caught:
         JsonlFile(tmp_path / "no" / "train.jsonl")
-    assert str(caught.value) == f"{tmp_path}/no/train.jsonl: no such file or folder: {tmp_path}/no does not exist either"
+    assert (
+        str(caught.value) == f"{tmp_path}/no/train.jsonl: no such file or folder: {tmp_path}/no does not exist either"
+    )
 
 
 def test_many_siblings_are_not_all_listed(tmp_path):

@@ -6,11 +6,12 @@ from collections import Counter
 
 import numpy as np
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
 from embed_core.datasets.draw import DrawOptions, draw_example
 from embed_core.datasets.rows import Row, parse_row
 from embed_core.errors import DataError
-from hypothesis import given
-from hypothesis import strategies as st
 
 PLACE = "data/train.jsonl:7"
 GOOD = {"query": "what?", "pos": ["that"]}
@@ -103,7 +104,11 @@ def rng(seed: int = 0) -> np.random.Generator:
 
 
 @given(
-    pos=st.integers(1, 4), neg=st.integers(0, 9), wanted=st.integers(0, 12), scored=st.booleans(), seed=st.integers(0, 99)
+    pos=st.integers(1, 4),
+    neg=st.integers(0, 9),
+    wanted=st.integers(0, 12),
+    scored=st.booleans(),
+    seed=st.integers(0, 99),
 )
 def test_what_is_drawn(pos, neg, wanted, scored, seed):
     row = Row(
@@ -143,7 +148,13 @@ def test_positives_and_negatives_are_drawn_evenly():
 
 @pytest.mark.parametrize(
     ("kind", "wanted", "expected"),
-    [("normal", 5, 5), ("only_1neg", 5, 1), ("symmetric_sts", 5, 5), ("symmetric_class", 5, 2), ("symmetric_class", 1, 1)],
+    [
+        ("normal", 5, 5),
+        ("only_1neg", 5, 1),
+        ("symmetric_sts", 5, 5),
+        ("symmetric_class", 5, 2),
+        ("symmetric_class", 1, 1),
+    ],
 )
 def test_type_sets_the_group(kind, wanted, expected):
     row = Row("q", ("p",), ("m", "n"), type=kind)

@@ -21,6 +21,7 @@ from embed_core.losses import contrastive
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.protocols import Loss
 from embed_core.registry import Registry
+from embed_core.testing.losses import check_loss
 from embed_core.types import Batch, Embeddings, Targets
 
 torch.set_num_threads(1)
@@ -155,6 +156,12 @@ def test_value_and_gradient_equal_a_loop(options: dict[str, Any], data: st.DataO
         data.draw(st.lists(st.lists(ids, max_size=3), min_size=B, max_size=B)),
     )
     assert_equals_brute(batch_of(B, P), targets, **options)
+
+
+# On random vectors a negative margin masks nearly all, so its loss grows with the batch faster than a mean's may.
+@pytest.mark.parametrize("options", [o for o in OPTIONS if o != {"mask": {"margin": -0.1}}], ids=str)
+def test_keeps_the_promises_of_a_loss(options: dict[str, Any]) -> None:
+    check_loss(build(**options))
 
 
 def assert_equals_peer(ours: Tensor, theirs: Tensor, *values: Tensor) -> None:

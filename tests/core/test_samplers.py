@@ -8,14 +8,15 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import assume, given, settings
+from hypothesis import strategies as st
+
 from embed_core.context import BuildContext
 from embed_core.errors import ConfigError
 from embed_core.protocols import Sampler
 from embed_core.registry import Registry
 from embed_core.samplers.config import BySourceConfig, NoDuplicatesConfig, ShuffledConfig
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler, pack
-from hypothesis import assume, given, settings
-from hypothesis import strategies as st
 
 CONFIGS = [ShuffledConfig, NoDuplicatesConfig, BySourceConfig]
 
@@ -61,12 +62,16 @@ def epoch(sampler, number):
 def test_every_sampler(config, sizes, batch_size, families, seed):
     sources = [f"s{s}" for s, size in enumerate(sizes) for _ in range(size)]
     dataset = Rows([[n, 1000 + n % families] for n in range(len(sources))], sources)
-    try:
-        sampler = build(config, dataset, batch_size, seed)
-    except ConfigError as error:
-        assert f"sampler.batch_size={batch_size}" in str(error)
-        assert config is not ShuffledConfig or batch_size > len(dataset)
+    feasible = {
+        ShuffledConfig: len(dataset),
+        NoDuplicatesConfig: min(len(dataset), families),
+        BySourceConfig: max(sizes),
+    }
+    if batch_size > feasible[config]:
+        with pytest.raises(ConfigError, match=f"^sampler.batch_size={batch_size}: "):
+            build(config, dataset, batch_size, seed)
         return
+    sampler = build(config, dataset, batch_size, seed)
     assert isinstance(sampler, Sampler)
     assert sampler.draws_per_epoch >= 1
     again = build(config, dataset, batch_size, seed)
@@ -104,9 +109,7 @@ def test_rows_left_over_change(config):
 def test_a_batch_larger_than_the_data(config):
     with pytest.raises(ConfigError) as caught:
         build(config, distinct(10), 11)
-    assert str(caught.value) == (
-        "sampler.batch_size=11: rows has only 10 training rows: set batch_size to at most 10"
-    )
+    assert str(caught.value) == ("sampler.batch_size=11: rows has only 10 training rows: set batch_size to at most 10")
 
 
 def test_shuffled_is_uniform():
@@ -140,7 +143,9 @@ def test_by_source_with_small_sources_only():
     )
 
 
-@given(st.lists(st.lists(st.integers(0, 12), max_size=3), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 9))
+@given(
+    st.lists(st.lists(st.integers(0, 12), max_size=3), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 9)
+)
 def test_packing_any_identities(rows, batch_size, seed):
     order = np.random.default_rng(seed).permutation(len(rows)).tolist()
     batches = pack(order, rows, batch_size)
@@ -174,7 +179,8 @@ def test_no_duplicates_says_what_does_not_fit():
     sampler = build(NoDuplicatesConfig, dataset, 10, said=said)
     assert sampler.draws_per_epoch == 5
     assert said == [
-        "no-duplicates: 50 of 100 rows do not fit into an epoch, others each time: they share texts with too many others"
+        "no-duplicates: 50 of 100 rows do not fit into an epoch, others each time: "
+        "they share texts with too many others"
     ]
     with pytest.raises(ConfigError) as caught:
         build(NoDuplicatesConfig, Rows([[n % 3] for n in range(100)]), 4)

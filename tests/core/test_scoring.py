@@ -192,6 +192,29 @@ def test_passages_longer_than_a_byte_keep_the_position_of_their_maximum() -> Non
         assert vectors.grad.sum().item() == 1
 
 
+def test_a_padded_copy_of_the_last_token_that_wins_stands_for_the_token(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A kernel may round equal columns differently, so that the copy's score is a bit higher: force that outcome."""
+    q, p = build([3, 2], 1), build([1, 5, 3, 2], 2)
+    expected = gradients(multi_vector_scores(q, p), torch.ones(2, 4), q, p)
+    forward, moved = multi._forward, 0
+
+    def copies_win(q: MultiVectors, p: MultiVectors, plan: Any, position_TP: Tensor | None) -> Tensor:
+        nonlocal moved
+        sums_BP = forward(q, p, plan, position_TP)
+        assert position_TP is not None
+        for tile in plan.tiles:
+            columns_TP = position_TP[:, tile.start : tile.stop]
+            last_TP = (columns_TP == plan.length_P[tile.start : tile.stop] - 1) & (columns_TP < tile.length - 1)
+            moved += int(last_TP.sum())
+            columns_TP[last_TP] = tile.length - 1
+        return sums_BP
+
+    monkeypatch.setattr(multi, "_forward", copies_win)
+    for ours, theirs in zip(gradients(multi_vector_scores(q, p), torch.ones(2, 4), q, p), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert moved > 0
+
+
 class Largest(TorchDispatchMode):
     """Elements of the largest tensor any operation makes."""
 

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
@@ -94,7 +95,7 @@ def test_loss_value_and_gradient_by_loops(hardest: int) -> None:
                 continue
             negative = torch.cosine_similarity(query_BD[row], passage_PD[other], dim=0)
             hinges.append((0.3 - positive + negative).clamp(min=0))
-        rows.append(torch.stack(sorted(hinges, key=float, reverse=True)[:hardest]).mean())
+        rows.append(torch.stack(sorted(hinges, key=Tensor.item, reverse=True)[:hardest]).mean())
     expected = torch.stack(rows).mean()
     output = HardestMargin(0.3, hardest)(batch, targets)
     torch.testing.assert_close(output.loss, expected)
@@ -122,7 +123,7 @@ def test_known_positives_by_id_are_no_negatives() -> None:
     cosine_BP = batch.query.dense_ND @ batch.passage.dense_ND.T  # type: ignore[operator, union-attr]
     second = (2.0 - cosine_BP[1, 1] + cosine_BP[1, 0]) / 2
     torch.testing.assert_close(loss(batch, known).loss, second)
-    assert float(both) > float(second)
+    assert bool(both > second)
 
 
 def test_sampler_keeps_its_promises(registry: Registry, embed_context: Contexts) -> None:

@@ -15,7 +15,7 @@ from torch.nn import functional
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_core.embeddings import offsets_of
-from embed_core.errors import ConfigError, did_you_mean
+from embed_core.errors import CheckpointError, ConfigError, did_you_mean
 from embed_core.pooling import Pooling, at_least_float32, pool
 from embed_core.prompts import Prompt
 from embed_core.protocols import Announce
@@ -70,17 +70,19 @@ class BGEM3Model(nn.Module):
     def configure(self, config: BGEM3ModelConfig, tokenizer: Any = None) -> None:
         """Take over everything of ``config`` that is no weight: lengths, prompts, pooling, what is frozen.
 
-        Raises ConfigError where ``config`` asks for heads that this model lacks, or for longer texts than it allows.
+        Raises ConfigError where ``config`` asks for heads that this model lacks, or for longer texts than it allows, and
+        CheckpointError for a tokenizer with more ids than the encoder.
         """
         if config.unified_finetuning and self.sparse_linear is None:
             raise ConfigError(
                 "unified_finetuning: true needs the lexical and multi-vector heads, which this model was built "
                 "without: build it with unified_finetuning=True"
             )
-        check_lengths(config, self.encoder)
+        tokenizer = tokenizer if tokenizer is not None else self.tokenizer
+        _check_fit(config, self.encoder, tokenizer)
         self.config = config
         self.scores = ALL_SCORES if config.unified_finetuning else DENSE_SCORES
-        self.tokenizer = tokenizer = tokenizer if tokenizer is not None else self.tokenizer
+        self.tokenizer = tokenizer
         self.pooling: Pooling = config.sentence_pooling_method
         self.normalize = config.normalize_embeddings
         prompts: dict[Role, Prompt] = {
@@ -178,8 +180,8 @@ def _config(**options: Any) -> BGEM3ModelConfig:
         raise ConfigError(f"BGEM3Model: {'; '.join(faults)}") from None
 
 
-def check_lengths(config: BGEM3ModelConfig, encoder: Any) -> None:
-    """Raises ConfigError for a maximum length beyond the encoder's positions."""
+def _check_fit(config: BGEM3ModelConfig, encoder: Any, tokenizer: Any) -> None:
+    """Raises for texts or ids that the encoder has no embeddings for: PyTorch would only say that an index is wrong."""
     room = positions(encoder)
     for key in ("query_max_len", "passage_max_len"):
         if getattr(config, key) > room:
@@ -187,6 +189,11 @@ def check_lengths(config: BGEM3ModelConfig, encoder: Any) -> None:
                 f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
                 f"positions for: set it to {room} or less"
             )
+    if len(tokenizer) > encoder.config.vocab_size:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} ids, the encoder of {config.name_or_path!r} embeddings for "
+            f"{encoder.config.vocab_size}: use the tokenizer that was saved with the model"
+        )
 
 
 def positions(encoder: Any) -> int:

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+from embed_core.errors import ConfigError
 from embed_data.docstrings import REST_CHARACTERS, Pair, pairs
 
 if TYPE_CHECKING:
@@ -37,7 +38,7 @@ class Corpus:
 def build_corpus(packages: Iterable[Package], sizes: Sizes) -> Corpus:
     """Read, deduplicate, split by module, choose: every choice by a hash of the content, no randomness.
 
-    Pairs whose passage is more than a signature are taken first.
+    Pairs whose passage is more than a signature are taken first. Raises ConfigError where nothing can be held out.
     """
     found = {package.name: _read(package) for package in packages}
     unique = _deduplicated(found)
@@ -89,12 +90,17 @@ def _held_families(everything: Sequence[Pair], wanted: int) -> set[str]:
     for pair in everything:
         size[family(pair.module)] = size.get(family(pair.module), 0) + 1
     left = min(wanted, len(everything) // 4)
+    most = max(wanted // 10, min(size.values(), default=0))  # one large module would be most of the evaluation
     held: set[str] = set()
     for name in sorted(size, key=_hash):
-        # One large module would be most of the evaluation.
-        if size[name] <= min(left, max(1, wanted // 10)):
+        if size[name] <= min(left, most):
             held.add(name)
             left -= size[name]
+    if everything and wanted and not held:
+        raise ConfigError(
+            f"pydocs: no {wanted} of {len(everything)} pairs in {len(size)} modules can be held out by whole modules: "
+            "read more `packages`, or set `held_out_queries` (`held_out_rows`) to 0"
+        )
     return held
 
 

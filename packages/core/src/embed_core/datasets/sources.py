@@ -110,7 +110,9 @@ def open_sources(path: Path, split: str | None) -> list[RowSource]:
         raise ConfigError(f"split {split!r}: {path} is no BEIR folder and has no splits: remove `split`")
     if not path.is_dir():
         if path.suffix not in SUFFIXES:
-            raise DataError(f"{path}: a data file is .jsonl or .json, not {path.suffix!r}: convert it, one row per line")
+            raise DataError(
+                f"{path}: a data file is .jsonl or .json, not {path.suffix!r}: convert it, one row per line"
+            )
         return [JsonlRows(path)]
     if (path / "corpus.jsonl").exists() and (path / "queries.jsonl").exists():
         beir.qrels_file(path, None, prefer="train")  # says what is missing

@@ -39,7 +39,7 @@ def unigram_tokenizer(
 
     The same texts, in any order, give the same tokenizer on every machine. It is cached under
     ``cache_dir/tokenizers`` by a digest of the texts; callers with several ranks wrap the call in ``context.first()``.
-    Raises ConfigError where there is no text, or too little to make pieces of.
+    Raises ConfigError where there is no text, or ``vocab_size`` has no room for single characters.
     """
     sample, digest = _sample(texts, max_characters)
     key = blake2b(f"{VERSION}|{vocab_size}|{max_characters}|{digest}".encode(), digest_size=10).hexdigest()
@@ -115,15 +115,13 @@ def _train(texts: list[str], vocab_size: int) -> Tokenizer:
         vocab_size=vocab_size, special_tokens=list(SPECIAL_TOKENS), unk_token="<unk>", show_progress=False
     )
     draft = _pipeline(Tokenizer(models.Unigram()))
-    try:
-        draft.train_from_iterator(_covered(texts, vocab_size), trainer)
-        pieces = _canonical(json.loads(draft.to_str())["model"]["vocab"])
-    except Exception as error:  # the Rust trainer raises bare Exception
-        reason = " ".join(str(error).split())
+    draft.train_from_iterator(_covered(texts, vocab_size), trainer)
+    pieces = _canonical(json.loads(draft.to_str())["model"]["vocab"])
+    if len(pieces) > vocab_size:
         raise ConfigError(
-            f"no Unigram tokenizer of {vocab_size} pieces can be trained on {len(texts):,} texts ({reason}): "
-            "use more text or another `vocab_size`"
-        ) from error
+            f"vocab_size {vocab_size} is too small for a Unigram tokenizer: these texts need {len(pieces)} pieces at "
+            "least, and thousands for good ones"
+        )
     tokenizer = _pipeline(Tokenizer(models.Unigram(pieces, unk_id=UNKNOWN_ID)))
     tokenizer.add_special_tokens(list(SPECIAL_TOKENS))
     tokenizer.post_processor = processors.TemplateProcessing(

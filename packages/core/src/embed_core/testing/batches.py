@@ -70,7 +70,7 @@ def random_batch(
 def permuted(batch: Batch, targets: Targets, order: Sequence[int]) -> tuple[Batch, Targets]:
     """The same rows in another order: new row i is old row ``order[i]``, its whole group with it.
 
-    The new embeddings are new leaves.
+    ``order`` may repeat rows or leave some out. The new embeddings are new leaves.
     """
     groups = targets.groups_B1.tolist()
     columns = [column for row in order for column in range(groups[row], groups[row + 1])]

@@ -67,4 +67,6 @@ def _check_described(section: type[Section]) -> None:
     for field, info in section.model_fields.items():
         if field == "kind" or (issubclass(section, Component) and field in inherited):
             continue
-        assert info.description, f"{section.__name__}.{field} has no docstring under it: users see it as help"
+        # A nested section is described by its own docstring.
+        nested = isinstance(info.annotation, type) and issubclass(info.annotation, Section) and info.annotation.__doc__
+        assert info.description or nested, f"{section.__name__}.{field} has no docstring under it: users see it as help"
