@@ -111,6 +111,9 @@ def test_our_own_load_gives_the_same_embeddings(make_model, texts, tmp_path):
     assert torch.equal(a.multi.vectors_TC, b.multi.vectors_TC)
     assert again.colbert_dim == 12
     assert notes == []
+    assert json.loads((tmp_path / "out" / "tokenizer_config.json").read_text())["tokenizer_class"] == (
+        "PreTrainedTokenizerFast"
+    )
     assert ids(again, "ﬁne １２") == ids(model, "ﬁne １２")  # the normaliser survives
 
 

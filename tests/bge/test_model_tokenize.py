@@ -7,6 +7,7 @@ import threading
 import pytest
 
 from embed_core.errors import CheckpointError, ConfigError
+from embed_core.testing import check_model
 from embed_core.text import TextTokenizer
 
 
@@ -66,6 +67,11 @@ def test_collate_pads_to_the_longest_or_to_a_multiple(make_model, texts):
         for row, one in zip(inputs["input_ids"].tolist(), encoded, strict=True):
             assert row[: one.length] == one.data["input_ids"]
             assert set(row[one.length :]) <= {1}
+
+
+def test_the_promises_of_a_model(make_model, texts):
+    check_model(make_model(), texts)
+    check_model(make_model(unified_finetuning=False, sentence_pooling_method="mean"), texts, role="passage")
 
 
 def test_roles_with_different_lengths_in_two_threads(make_model, texts):

@@ -70,7 +70,7 @@ class BGEM3Model(nn.Module):
     def configure(self, config: BGEM3ModelConfig, tokenizer: Any = None) -> None:
         """Take over everything of ``config`` that is no weight: lengths, prompts, pooling, what is frozen.
 
-        Raises ConfigError where ``config`` asks for heads that this model lacks, or for longer texts than it allows, and
+        Raises ConfigError where ``config`` asks for heads that this model lacks or for longer texts than it allows,
         CheckpointError for a tokenizer with more ids than the encoder.
         """
         if config.unified_finetuning and self.sparse_linear is None:

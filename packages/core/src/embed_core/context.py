@@ -53,6 +53,9 @@ class BuildContext:
         """Rank 0 runs the body first and fills the cache; the others run it after and find it filled."""
         if self.rank != 0:
             self.barrier()
-        yield
-        if self.rank == 0:
+            yield
+            return
+        try:
+            yield
+        finally:  # also when it failed: the others must not wait for ever
             self.barrier()

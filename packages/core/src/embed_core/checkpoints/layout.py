@@ -49,8 +49,7 @@ def check_exportable(model: nn.Module) -> None:
 def write_directory(model: Any, state: Mapping[str, Tensor], directory: Path) -> None:
     """Config, safetensors, tokenizer and module files of ``model``; the weights come from ``state`` alone."""
     write_encoder(model, state, directory)
-    with quiet_transformers():
-        model.tokenizer.save_pretrained(directory)
+    write_tokenizer(model.tokenizer, directory)
     write_modules(model, int(model.encoder.config.hidden_size), directory)
 
 
@@ -65,6 +64,16 @@ def write_encoder(model: Any, state: Mapping[str, Tensor], directory: Path) -> N
     config = json.loads(path.read_text(encoding="utf-8"))
     config.pop("torch_dtype", None)
     write_json(path, {**config, "dtype": "float32"})
+
+
+def write_tokenizer(tokenizer: Any, directory: Path) -> None:
+    """The tokenizer's files, under a class name that transformers 4 knows too."""
+    with quiet_transformers():
+        tokenizer.save_pretrained(directory)
+    path = directory / "tokenizer_config.json"
+    config = json.loads(path.read_text(encoding="utf-8"))
+    if config.get("tokenizer_class") == "TokenizersBackend":  # version 5's name of the generic fast tokenizer
+        write_json(path, {**config, "tokenizer_class": "PreTrainedTokenizerFast"})
 
 
 def submodule_state(model: nn.Module, part: nn.Module, state: Mapping[str, Tensor]) -> dict[str, Tensor]:
