@@ -36,7 +36,7 @@ def at(config: RunConfig, path: str) -> Any:
 # Every field of the recipe: a value that is not the default, and where it must arrive as what.
 ARRIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "model_name_or_path": ("BAAI/bge-m3", {"model.name_or_path": "BAAI/bge-m3"}),
-    "train_data": ("a.jsonl", {"data.path": "a.jsonl", "data.held_out_rows": 200}),
+    "train_data": ("a.jsonl", {"data.path": "a.jsonl", "data.held_out_rows": None}),
     "eval_data": ("[x/one, two]", {"evaluation.0.path": "x/one", "evaluation.1.path": "two"}),
     "held_out_rows": ("7", {"data.held_out_rows": 7}),
     "output_dir": ("o", {"output_dir": __import__("pathlib").Path("o")}),
@@ -130,7 +130,7 @@ def test_a_named_model_gets_the_reference_s_defaults_by_either_key(registry, key
 @pytest.mark.parametrize("key", ["train_data", "data.path"])
 def test_own_data_is_evaluated_on_rows_held_out_or_on_folders_or_not(registry, key):
     config = run(registry, f"{key}=my.jsonl")
-    assert (config.data.path, config.data.held_out_rows, len(config.evaluation)) == ("my.jsonl", 200, 1)
+    assert (config.data.path, config.data.held_out_rows, len(config.evaluation)) == ("my.jsonl", None, 1)
     config = run(registry, f"{key}=my.jsonl", "eval_data=[d]")
     assert (config.data.held_out_rows, config.evaluation[0].path) == (0, "d")
     for held_out in ("held_out_rows", "data.held_out_rows"):

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import sys
+from pathlib import Path
 
 import torch
 
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
 from embed_core.engine import sharding
 from embed_core.engine.host_batch import draw, prepare, share
-from embed_core.engine.ranks import join, leave
+from embed_core.engine.ranks import Ranks, join, leave
 from embed_core.engine.step import Step
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
@@ -34,46 +35,48 @@ class AllTermsLoss(torch.nn.Module):
         return LossOutput(loss, {"all": loss.detach()})
 
 
-def main(out: str, stage: int, precision: str, budget: int, accumulation: int, clip: float) -> None:
+def main(out: Path, settings: list[str]) -> None:
+    """Train once per setting ``stage-precision-budget`` and write ``out/{setting}.json`` each."""
     torch.set_num_threads(1)
     ranks = join("cpu")
+    for setting in settings:
+        stage, precision, budget = setting.split("-")
+        engine = EngineConfig.model_validate(
+            {"zero_stage": int(stage), "precision": precision, "token_budget": int(budget)}
+        )
+        answer = train(engine, ranks)
+        if ranks.rank == 0:
+            (out / f"{ranks.world_size}-{setting}.json").write_text(json.dumps(answer))
+    leave()
+
+
+def train(engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
+    """Three optimizer steps: loss, gradients and norm of each, and the weights after the last."""
     model, loss = TinyModel(), AllTermsLoss()
-    engine_config = EngineConfig(zero_stage=stage, precision=precision, token_budget=budget)
-    train = TrainConfig(
-        gradient_accumulation_steps=accumulation,
-        gradient_clipping=clip,
-        optimizer=OptimizerConfig(learning_rate=0.01, epsilon=1e-3),
-    )
+    # A large epsilon keeps Adam from hiding a wrong factor of the gradient.
+    optimizer = OptimizerConfig(learning_rate=0.01, epsilon=1e-3)
+    settings = TrainConfig(gradient_clipping=0.5, optimizer=optimizer)
     module = sharding.Trainable(model, loss)
-    engine = sharding.initialize(module, engine_config, train, ranks, lambda line: None)
+    engine = sharding.initialize(module, engine_config, settings, ranks, lambda line: None)
     step = Step(engine, model, loss, engine_config, ranks)
     dataset = tiny_dataset()
     log: list[dict[str, object]] = []
     for number in range(3):
-        for micro in range(accumulation):
-            # 7 rows: the ranks' shares differ, and so do their numbers of chunks.
-            drawn = number * accumulation + micro
-            rows = share(range(7 * drawn, 7 * drawn + 7), ranks.rank, ranks.world_size)
-            host = prepare(model, draw(dataset, [r % len(dataset) for r in rows], 0, drawn))
-            output = step.forward_backward(host, number)
-            gradients = {}
-            if micro == accumulation - 1:
-                named = module.named_parameters()
-                gradients = {n: sharding.gradient(engine, p) for n, p in named}
-                # Copies: at stage 0 these are the gradients themselves, and clipping works in place.
-                gradients = {n: g.clone() for n, g in gradients.items() if g is not None}
-                norm = sharding.gradient_norm(engine) if stage == 0 and precision == "fp32" else None
-            engine.step()
-        norm = norm if norm is not None else sharding.gradient_norm(engine)
-        flat = {n: g.flatten().tolist() for n, g in gradients.items()}
-        log.append({"loss": float(output.loss), "gradients": flat, "norm": norm, "rows": output.rows})
-    state = sharding.full_state(engine, module, ranks)
-    if ranks.rank == 0:
-        weights = {name: value.flatten().tolist() for name, value in state.items()}
-        with open(out, "w", encoding="utf-8") as file:
-            json.dump({"steps": log, "weights": weights}, file)
-    leave()
+        # 7 rows: the ranks' shares differ, and so do their numbers of chunks.
+        rows = [row % len(dataset) for row in range(7 * number, 7 * number + 7)]
+        examples = draw(dataset, share(rows, ranks.rank, ranks.world_size), 0, number)
+        output = step.forward_backward(prepare(model, examples), number)
+        # Copies: at stage 0 these are the gradients themselves, and clipping works in place.
+        full = {name: sharding.gradient(engine, parameter) for name, parameter in module.named_parameters()}
+        gradients = {name: value.flatten().tolist() for name, value in full.items() if value is not None}
+        replicated = engine.zero_optimization_stage() == 0
+        norm = sharding.gradient_norm(engine) if replicated else None
+        engine.step()
+        norm = norm if replicated else sharding.gradient_norm(engine)
+        log.append({"loss": float(output.loss), "gradients": gradients, "norm": norm, "rows": output.rows})
+    weights = {name: value.flatten().tolist() for name, value in sharding.full_state(engine, module, ranks).items()}
+    return {"steps": log, "weights": weights}
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], int(sys.argv[2]), sys.argv[3], int(sys.argv[4]), int(sys.argv[5]), float(sys.argv[6]))
+    main(Path(sys.argv[1]), sys.argv[2:])

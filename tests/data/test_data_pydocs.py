@@ -280,7 +280,10 @@ def test_auto_is_the_corpus_or_a_file(tmp_path, context, package, monkeypatch):
     assert (len(dataset), len(held.queries), dataset.name) == (10, 5, "train.jsonl")
     example = dataset.example(0, np.random.default_rng(0))
     assert (example.passages[1:], example.query_prompt) == (("n", "n"), "Q: ")
-    assert AutoConfig(path=str(path)).build(context).held_out() is None
+    by_default = AutoConfig(path=str(path)).build(context).held_out()
+    assert by_default is not None
+    assert len(by_default.queries) == 2  # a tenth
+    assert AutoConfig(path=str(path), held_out_rows=0).build(context).held_out() is None
     assert context.said[0].startswith("data: train.jsonl, FlagEmbedding JSONL: ")
 
     monkeypatch.setattr("embed_data.packages.STDLIB", "no stdlib")  # leaves the real packages out of this test

@@ -9,6 +9,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Sequence
+from contextlib import ExitStack
 from typing import IO
 
 GRACE_SECONDS = 15.0
@@ -21,7 +22,12 @@ def launch(command: Sequence[str], ranks: int) -> int:
     Rank 0 has the terminal. What another rank wrote to stderr is shown when it failed and rank 0 did not say why.
     """
     port = _free_port()
-    logs = [None, *(tempfile.TemporaryFile("w+", encoding="utf-8") for _ in range(1, ranks))]
+    with ExitStack() as files:
+        logs = [files.enter_context(tempfile.TemporaryFile("w+", encoding="utf-8")) for _ in range(1, ranks)]
+        return _supervise(command, ranks, port, [None, *logs])
+
+
+def _supervise(command: Sequence[str], ranks: int, port: int, logs: Sequence[IO[str] | None]) -> int:
     processes = [_start(command, rank, ranks, port, log) for rank, log in enumerate(logs)]
     try:
         first = _wait(processes)

@@ -32,10 +32,12 @@ class BGERecipe(Recipe):
     eval_data: tuple[str, ...] = ()
     """BEIR folders to evaluate on, before and after training; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)
-    """Training rows held out to evaluate on; None = 400 of ``pydocs``, 200 of a file unless ``eval_data`` is given."""
+    """Training rows held out to evaluate on; None = 400 of ``pydocs``, a tenth of other data (at most
+    200) unless ``eval_data`` is given."""
     output_dir: Path | None = None
     """Where the run writes; None = ``runs/bge-DATE-TIME``."""
     seed: int = Field(default=42, ge=0)
+    """Of the data order, the random weights and dropout."""
 
     train_group_size: int = Field(default=8, ge=1)
     """Passages per row, the positive and its hard negatives; rows without negatives have the positive only."""
@@ -213,7 +215,7 @@ class BGERecipe(Recipe):
     def _held_out_rows(self) -> int | None:
         if self.held_out_rows is not None or self._data_path() == PYDOCS:
             return self.held_out_rows
-        return 0 if self.eval_data else 200
+        return 0 if self.eval_data else None
 
     def _loss(self) -> dict[str, Any]:
         same = (

@@ -53,7 +53,7 @@ class Component(Section):
         kind = value.get("kind")
         if not isinstance(kind, str):
             raise PydanticCustomError("kind_missing", "a {slot} needs a `kind`", {"slot": cls.slot})
-        assert info.context is not None and "registry" in info.context, "components are validated by config.load"
+        assert info.context is not None, "components are validated by config.load"
         concrete = info.context["registry"].get(cls.slot, kind)
         return concrete.model_validate(value, context=info.context)  # type: ignore[no-any-return]
 

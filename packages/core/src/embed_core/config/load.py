@@ -97,7 +97,7 @@ def _message(
     cls: type[BaseModel], data: Mapping[str, Any], fault: Any, layers: Sequence[Document], registry: Registry
 ) -> str:
     path = tuple(fault["loc"])
-    place = next((p for p in (layer.place(path) for layer in reversed(layers)) if p), "")
+    place = _place(path, layers)
     key = ".".join(map(str, path))
     prefix = f"{place}: {key}" if place else key
     if fault["type"] == "extra_forbidden":
@@ -114,6 +114,12 @@ def _message(
         return f"{prefix}: {message}"
     message = message[:1].lower() + message[1:]
     return f"{prefix}: {message}, got {_short(fault['input'])}"
+
+
+def _place(path: KeyPath, layers: Sequence[Document]) -> str:
+    """Where the faulty key was written, or the `kind` of the faulty component; the latest layer wins."""
+    tries = ((*path, "kind"), path)
+    return next((p for keys in tries for layer in reversed(layers) if (p := layer.place(keys))), "")
 
 
 def _class_at(cls: type[BaseModel], data: Any, path: KeyPath, registry: Registry) -> type[BaseModel] | None:

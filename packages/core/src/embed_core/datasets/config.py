@@ -36,9 +36,9 @@ class RetrievalConfig(RetrievalFields):
     (corpus.jsonl, queries.jsonl, qrels/SPLIT.tsv). Relative to the working directory."""
     split: str | None = None
     """Which qrels of a BEIR folder to train on; None = the only one, or `train`."""
-    held_out_rows: int = Field(default=0, ge=0)
-    """Rows held out for evaluation, at most: chosen by a hash of their texts, together with all rows that share a query
-    or a positive with them. Their positives and negatives are the corpus."""
+    held_out_rows: int | None = Field(default=0, ge=0)
+    """Rows held out for evaluation, at most; None = a tenth of them, at most 200. Chosen by a hash of their texts,
+    together with all rows that share a query or a positive with them. Their positives and negatives are the corpus."""
 
     def build(self, context: BuildContext) -> Dataset:
         """Reads and checks every row. Raises DataError and ConfigError; announces the format and the sizes."""

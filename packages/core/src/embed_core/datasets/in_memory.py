@@ -1,4 +1,4 @@
-"""Rows that a Python program already holds: a list of dicts, a `datasets.Dataset`, anything with a length and an index."""
+"""Rows that a Python program already holds: a list of dicts, a `datasets.Dataset`, any sequence of mappings."""
 
 from __future__ import annotations
 

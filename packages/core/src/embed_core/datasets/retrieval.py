@@ -40,7 +40,7 @@ class RetrievalDataset:
         sources: Sequence[RowSource],
         options: DrawOptions,
         announce: Announce,
-        held_out_rows: int = 0,
+        held_out_rows: int | None = 0,
         limit: int | None = None,
         held_out: RetrievalSet | None = None,
     ) -> None:
@@ -115,16 +115,18 @@ class RetrievalDataset:
             if row.symmetric and row.prompt is None and self._options.query_prompt is None and not self._promptless:
                 self._promptless = f"{row.place}: type {row.type}"
 
-    def _choose(self, wanted: int) -> np.ndarray:
+    def _choose(self, held_out_rows: int | None) -> np.ndarray:
+        """A mask of the rows held out. By default enough to measure by, and never a large part of the data."""
         import numpy as np
 
         total = self._starts[-1]
+        wanted = min(200, max(1, total // 10), total - 1) if held_out_rows is None else held_out_rows
         if not wanted:
             return np.zeros(total, dtype=bool)
         if wanted >= total:
             raise ConfigError(f"held_out_rows={wanted}: {self.name} has {total} rows: set at most {total - 1}")
         mask = choose_held_out([self._identity_numbers(number) for number in range(total)], wanted)
-        if not mask.any():
+        if not mask.any() and held_out_rows is not None:
             raise ConfigError(
                 f"held_out_rows={wanted}: every group of rows of {self.name} that share a query or a positive is "
                 "larger than that: raise it, or evaluate on a BEIR folder"

@@ -42,7 +42,8 @@ class OutputDir:
         state = self.status()
         if state is None:
             raise CheckpointError(
-                f"output directory {str(self.path)!r} holds files that are not a run's: choose another with --output-dir"
+                f"output directory {str(self.path)!r} holds files that are not a run's: "
+                "choose another with --output-dir"
             )
         if resume or overwrite:
             return

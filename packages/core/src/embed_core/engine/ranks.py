@@ -111,14 +111,14 @@ def _init_group(backend: str, rank: int, world: int) -> None:
 
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launcher or not
     # DeepSpeed would compile its shared-memory all-reduce at start, which needs a C++ compiler; gloo serves as well.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    # Set without asking first: the first question makes it try the compiler on every operator it has.
+    vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def _quiet() -> None:
     """DeepSpeed logs every default at start, and calls names torch has deprecated: neither concerns the user."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
-    os.environ.setdefault("DS_LOG_LEVEL", "ERROR")
     from deepspeed.utils import logger
 
     logger.setLevel(logging.ERROR)
