@@ -51,7 +51,7 @@ ARRIVES: dict[str, tuple[str, dict[str, Any]]] = {
     "passage_instruction_for_retrieval": ("P", {"model.passage_instruction_for_retrieval": "P"}),
     "passage_instruction_format": ("'{}; {}'", {"model.passage_instruction_format": "{}; {}"}),
     "unified_finetuning": ("false", {"model.unified_finetuning": False, "loss.unified_finetuning": False}),
-    "sentence_pooling_method": ("mean", {"model.sentence_pooling_method": "mean"}),
+    "sentence_pooling_method": ("last_token", {"model.sentence_pooling_method": "last_token"}),
     "normalize_embeddings": ("false", {"model.normalize_embeddings": False}),
     "colbert_dim": ("12", {"model.colbert_dim": 12}),
     "fix_encoder": ("true", {"model.fix_encoder": True}),

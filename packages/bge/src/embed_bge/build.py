@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -122,8 +123,16 @@ def _fill(head: nn.Linear, state: Mapping[str, torch.Tensor], path: Path) -> Non
 
 
 def fresh_heads(config: BGEM3ModelConfig, encoder: Any, seed: int) -> dict[str, nn.Linear]:
-    """Both heads at random from ``seed``, by torch's own initialisation."""
+    """Both heads at random from ``seed``.
+
+    The lexical head starts small and above zero. With torch's own initialisation the products of unnormalised weights,
+    divided by the temperature, start at some tens: the first steps push every weight below zero, where the ReLU passes
+    no gradient, and the head stays dead (the all-zero sparse vectors that FlagEmbedding's users report).
+    """
     width = int(encoder.config.hidden_size)
     with seeded(seed + 1):  # the encoder has drawn from `seed`
         colbert = nn.Linear(width, width if config.colbert_dim == -1 else config.colbert_dim)
-        return {"colbert_linear": colbert, "sparse_linear": nn.Linear(width, 1)}
+        sparse = nn.Linear(width, 1)
+        nn.init.normal_(sparse.weight, std=0.25 / math.sqrt(width))
+        nn.init.constant_(sparse.bias, 0.1)
+        return {"colbert_linear": colbert, "sparse_linear": sparse}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Literal
 
 
 @dataclass(frozen=True, slots=True)
@@ -14,6 +15,8 @@ class Defaults:
     per_device_train_batch_size: int
     query_max_len: int
     passage_max_len: int
+    sentence_pooling_method: Literal["cls", "mean", "last_token"]
+    temperature: float
 
 
 SCRATCH = Defaults(
@@ -22,8 +25,11 @@ SCRATCH = Defaults(
     per_device_train_batch_size=64,
     query_max_len=64,
     passage_max_len=192,
+    sentence_pooling_method="mean",
+    temperature=0.05,
 )
-"""A small random encoder: large steps, and batches large enough to give every query many negatives."""
+"""A small random encoder: large steps, batches large enough to give every query many negatives, and the mean of all
+tokens, because the state of a random encoder's first token says next to nothing of the others."""
 
 FINE_TUNING = Defaults(
     learning_rate=1e-5,
@@ -31,5 +37,7 @@ FINE_TUNING = Defaults(
     per_device_train_batch_size=8,
     query_max_len=32,
     passage_max_len=128,
+    sentence_pooling_method="cls",
+    temperature=0.02,
 )
 """FlagEmbedding's lengths, batch and epochs, and the learning rate that BGE-M3 was published with."""

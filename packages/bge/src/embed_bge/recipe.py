@@ -62,8 +62,8 @@ class BGERecipe(Recipe):
 
     unified_finetuning: bool = True
     """Train the lexical and multi-vector heads besides the dense vector."""
-    sentence_pooling_method: Literal["cls", "mean", "last_token"] = "cls"
-    """Where the dense vector comes from."""
+    sentence_pooling_method: Literal["cls", "mean", "last_token"] | None = None
+    """Where the dense vector comes from; None = ``cls``, as BGE-M3, and ``mean`` from scratch."""
     normalize_embeddings: bool = True
     """Whether dense and multi-vectors have unit length."""
     colbert_dim: int = -1
@@ -73,8 +73,8 @@ class BGERecipe(Recipe):
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
 
-    temperature: float = Field(default=0.02, gt=0)
-    """Scores are divided by it."""
+    temperature: float | None = Field(default=None, gt=0)
+    """Every score is divided by it; None = 0.02, and 0.05 from scratch."""
     use_self_distill: bool = False
     """The sum of the three scores teaches each of them."""
     self_distill_start_step: int = Field(default=-1, ge=-1)
@@ -158,7 +158,7 @@ class BGERecipe(Recipe):
                 "kind": "by-source" if self.same_dataset_within_batch else "no-duplicates",
                 "batch_size": rows * world_size,
             },
-            "loss": self._loss(),
+            "loss": self._loss(defaults),
             "checkpoint": self._checkpoint(),
             "evaluation": self._evaluation(),
             "train": self._train(defaults),
@@ -185,7 +185,6 @@ class BGERecipe(Recipe):
     def _model(self, defaults: Defaults) -> dict[str, Any]:
         same = (
             "unified_finetuning",
-            "sentence_pooling_method",
             "normalize_embeddings",
             "colbert_dim",
             "fix_encoder",
@@ -202,6 +201,7 @@ class BGERecipe(Recipe):
             "name_or_path": self.model_name_or_path,
             "query_max_len": self.query_max_len or defaults.query_max_len,
             "passage_max_len": self.passage_max_len or defaults.passage_max_len,
+            "sentence_pooling_method": self.sentence_pooling_method or defaults.sentence_pooling_method,
         } | {key: getattr(self, key) for key in same}
 
     def _data(self) -> dict[str, Any]:
@@ -217,9 +217,8 @@ class BGERecipe(Recipe):
             return self.held_out_rows
         return 0 if self.eval_data else None
 
-    def _loss(self) -> dict[str, Any]:
+    def _loss(self, defaults: Defaults) -> dict[str, Any]:
         same = (
-            "temperature",
             "unified_finetuning",
             "use_self_distill",
             "self_distill_start_step",
@@ -227,7 +226,8 @@ class BGERecipe(Recipe):
             "kd_loss_type",
             "teacher_temperature",
         )
-        return {"kind": "bge-unified"} | {key: getattr(self, key) for key in same}
+        temperature = self.temperature or defaults.temperature
+        return {"kind": "bge-unified", "temperature": temperature} | {key: getattr(self, key) for key in same}
 
     def _checkpoint(self) -> dict[str, Any]:
         by_steps = {} if self.save_steps is None else {"every_steps": self.save_steps, "every_minutes": 0}

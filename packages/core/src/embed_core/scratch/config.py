@@ -20,8 +20,8 @@ class EncoderShape(Section):
     """Transformer blocks; the feed-forward part of each is four times as wide as ``hidden``."""
     heads: int = Field(default=4, gt=0)
     """Attention heads; they must divide ``hidden``."""
-    dropout: float = Field(default=0.1, ge=0, lt=1)
-    """Dropout probability of states and of attention."""
+    dropout: float = Field(default=0.0, ge=0, lt=1)
+    """Dropout probability of states and of attention; one pass over the data has nothing to overfit to."""
 
     @model_validator(mode="after")
     def _heads_divide_hidden(self) -> Self:

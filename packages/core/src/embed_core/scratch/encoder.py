@@ -12,6 +12,7 @@ from embed_core.scratch.config import EncoderShape
 
 XLM_ROBERTA_POSITIONS = 512
 """Positions at least: FlagEmbedding's clients send texts of up to 512 tokens unless told otherwise."""
+COMMON_SCALE = 0.1
 
 
 @contextmanager
@@ -24,7 +25,12 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 def xlm_roberta(vocab: int, shape: EncoderShape, *, max_length: int, seed: int) -> Any:
-    """A random ``XLMRobertaModel`` of ``vocab`` ids, with positions for ``max_length`` tokens, at least 512."""
+    """A random ``XLMRobertaModel`` of ``vocab`` ids, with positions for ``max_length`` tokens, at least 512.
+
+    Position and type embeddings start at a tenth of the usual scale. At the same scale as the words they are half of
+    every token state and the same in every text: all vectors then point the same way, a contrastive loss with a small
+    temperature starts flat, and a run of a few hundred steps does not leave that plateau.
+    """
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     positions = max(max_length, XLM_ROBERTA_POSITIONS)
@@ -45,4 +51,8 @@ def xlm_roberta(vocab: int, shape: EncoderShape, *, max_length: int, seed: int) 
         eos_token_id=2,
     )
     with seeded(seed):
-        return XLMRobertaModel(config)
+        model = XLMRobertaModel(config)
+    with torch.no_grad():
+        model.embeddings.position_embeddings.weight.mul_(COMMON_SCALE)
+        model.embeddings.token_type_embeddings.weight.mul_(COMMON_SCALE)
+    return model
