@@ -16,17 +16,15 @@ class Defaults:
     query_max_len: int
     passage_max_len: int
     sentence_pooling_method: Literal["cls", "mean", "last_token"]
-    temperature: float
 
 
 SCRATCH = Defaults(
-    learning_rate=5e-4,
+    learning_rate=1e-3,
     num_train_epochs=1,
     per_device_train_batch_size=64,
     query_max_len=64,
     passage_max_len=192,
     sentence_pooling_method="mean",
-    temperature=0.05,
 )
 """A small random encoder: large steps, batches large enough to give every query many negatives, and the mean of all
 tokens, because the state of a random encoder's first token says next to nothing of the others."""
@@ -38,6 +36,5 @@ FINE_TUNING = Defaults(
     query_max_len=32,
     passage_max_len=128,
     sentence_pooling_method="cls",
-    temperature=0.02,
 )
 """FlagEmbedding's lengths, batch and epochs, and the learning rate that BGE-M3 was published with."""

@@ -73,8 +73,8 @@ class BGERecipe(Recipe):
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
 
-    temperature: float | None = Field(default=None, gt=0)
-    """Every score is divided by it; None = 0.02, and 0.05 from scratch."""
+    temperature: float = Field(default=0.02, gt=0)
+    """Scores are divided by it."""
     use_self_distill: bool = False
     """The sum of the three scores teaches each of them."""
     self_distill_start_step: int = Field(default=-1, ge=-1)
@@ -87,7 +87,7 @@ class BGERecipe(Recipe):
     """Teacher scores are divided by it."""
 
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; None = 5e-4 from scratch, else 1e-5."""
+    """Peak learning rate; None = 1e-3 from scratch, else 1e-5."""
     num_train_epochs: float | None = Field(default=None, gt=0)
     """Passes over the data; None = 1 from scratch, else 3."""
     max_steps: int | None = Field(default=None, gt=0)
@@ -158,7 +158,7 @@ class BGERecipe(Recipe):
                 "kind": "by-source" if self.same_dataset_within_batch else "no-duplicates",
                 "batch_size": rows * world_size,
             },
-            "loss": self._loss(defaults),
+            "loss": self._loss(),
             "checkpoint": self._checkpoint(),
             "evaluation": self._evaluation(),
             "train": self._train(defaults),
@@ -217,8 +217,9 @@ class BGERecipe(Recipe):
             return self.held_out_rows
         return 0 if self.eval_data else None
 
-    def _loss(self, defaults: Defaults) -> dict[str, Any]:
+    def _loss(self) -> dict[str, Any]:
         same = (
+            "temperature",
             "unified_finetuning",
             "use_self_distill",
             "self_distill_start_step",
@@ -226,8 +227,7 @@ class BGERecipe(Recipe):
             "kd_loss_type",
             "teacher_temperature",
         )
-        temperature = self.temperature or defaults.temperature
-        return {"kind": "bge-unified", "temperature": temperature} | {key: getattr(self, key) for key in same}
+        return {"kind": "bge-unified"} | {key: getattr(self, key) for key in same}
 
     def _checkpoint(self) -> dict[str, Any]:
         by_steps = {} if self.save_steps is None else {"every_steps": self.save_steps, "every_minutes": 0}

@@ -13,11 +13,12 @@ from embed_core.errors import CheckpointError
 STATUS = "run.json"
 CHECKPOINTS = "checkpoints"
 EXPORT = "model"
-OURS = (STATUS, CHECKPOINTS, EXPORT, "config.yaml", "metrics.jsonl", "trackers")
+TRACKERS = ("tensorboard", "wandb", "swanlab", "mlruns")
+OURS = (STATUS, CHECKPOINTS, EXPORT, "config.yaml", "metrics.jsonl", *TRACKERS)
 
 
 class OutputDir:
-    """``config.yaml``, ``metrics.jsonl``, ``run.json``, ``checkpoints/step-N/``, ``trackers/`` and ``model/``."""
+    """``config.yaml``, ``metrics.jsonl``, ``run.json``, ``checkpoints/step-N/``, the trackers' folders and ``model/``."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
