@@ -109,7 +109,7 @@ def test_defaults_from_scratch(registry):
     assert (config.data.kind, config.data.path) == ("auto", "pydocs")
     assert [e.kind for e in config.evaluation] == ["retrieval"]
     assert config.model.name_or_path == "from-scratch"
-    assert config.train.optimizer.learning_rate == 5e-4
+    assert config.train.optimizer.learning_rate == 1e-3
     assert (config.sampler.kind, config.sampler.batch_size) == ("no-duplicates", 64)
     assert (config.model.query_max_len, config.model.passage_max_len) == (64, 192)
 

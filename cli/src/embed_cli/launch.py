@@ -3,23 +3,26 @@
 from __future__ import annotations
 
 import os
+import signal
 import socket
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
-from contextlib import ExitStack
-from typing import IO
+from collections.abc import Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from typing import IO, NoReturn
 
 GRACE_SECONDS = 15.0
-"""How long the other ranks may take to stop by themselves once one has failed."""
+"""How long the other ranks may take to stop by themselves once one has failed, or once the user has interrupted."""
+RANK_LOST = 76
+"""Exit code of a rank that stopped because another one had (``EX_PROTOCOL``): never the cause."""
 
 
 def launch(command: Sequence[str], ranks: int) -> int:
-    """Run ``command`` once per rank; the exit code is that of the first rank that failed, else 0.
+    """Run ``command`` once per rank; the exit code is that of the rank that failed first, else 0.
 
-    Rank 0 has the terminal. What another rank wrote to stderr is shown when it failed and rank 0 did not say why.
+    Rank 0 has the terminal. What another rank wrote to stderr is shown when it is the one that failed.
     """
     port = _free_port()
     with ExitStack() as files:
@@ -28,21 +31,23 @@ def launch(command: Sequence[str], ranks: int) -> int:
 
 
 def _supervise(command: Sequence[str], ranks: int, port: int, logs: Sequence[IO[str] | None]) -> int:
-    processes = [_start(command, rank, ranks, port, log) for rank, log in enumerate(logs)]
-    try:
-        first = _wait(processes)
-    except KeyboardInterrupt:
-        _stop(processes)
-        raise
-    if first is None:
+    with _stopped_by_sigterm():
+        processes = [_start(command, rank, ranks, port, log) for rank, log in enumerate(logs)]
+        try:
+            codes = _wait(processes)
+        except KeyboardInterrupt:
+            # The terminal has told the ranks too: they note where they stopped, and free what they hold.
+            _wait_for_all(processes, GRACE_SECONDS)
+            raise
+        finally:
+            _stop(processes)
+    failed = _cause(codes)
+    if failed is None:
         return 0
-    code_of_0 = processes[0].poll()
-    _stop(processes)
-    log = logs[first]
-    if log is not None and code_of_0 in (None, 0):
-        log.seek(0)
-        sys.stderr.write(f"rank {first} failed:\n{log.read()}")
-    return _exit_code(processes[first].returncode)
+    code = codes[failed]
+    assert code is not None
+    _tell(failed, code, logs[failed])
+    return 128 - code if code < 0 else code  # a death by signal as a shell reports it
 
 
 def _start(command: Sequence[str], rank: int, ranks: int, port: int, log: IO[str] | None) -> subprocess.Popen[bytes]:
@@ -62,17 +67,21 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, log: IO[str
     )
 
 
-def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> int | None:
-    """The rank that failed first (after the others had time to stop by themselves), or None when all succeeded."""
-    first: int | None = None
-    deadline = 0.0
+def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
+    """Exit codes, once all ranks have ended or the others had their time to stop after a failure; None = still up."""
+    deadline: float | None = None
     while True:
         codes = [process.poll() for process in processes]
-        if first is None:
-            first = next((rank for rank, code in enumerate(codes) if code), None)
+        if deadline is None and any(codes):
             deadline = time.monotonic() + GRACE_SECONDS
-        if None not in codes or (first is not None and time.monotonic() > deadline):
-            return first
+        if None not in codes or (deadline is not None and time.monotonic() > deadline):
+            return codes
+        time.sleep(0.05)
+
+
+def _wait_for_all(processes: Sequence[subprocess.Popen[bytes]], seconds: float) -> None:
+    deadline = time.monotonic() + seconds
+    while any(process.poll() is None for process in processes) and time.monotonic() < deadline:
         time.sleep(0.05)
 
 
@@ -88,9 +97,40 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
             process.wait()
 
 
-def _exit_code(code: int) -> int:
-    """A death by signal as a shell reports it."""
-    return 128 - code if code < 0 else code
+def _cause(codes: Sequence[int | None]) -> int | None:
+    """The rank to blame. One that only lost its connection to another is not it; the lowest stands for equals."""
+    failed = [rank for rank, code in enumerate(codes) if code]
+    blamed = [rank for rank in failed if codes[rank] != RANK_LOST]
+    return next(iter(blamed or failed), None)
+
+
+def _tell(rank: int, code: int, log: IO[str] | None) -> None:
+    """Say what the terminal does not show yet."""
+    if log is not None:
+        log.seek(0)
+        lines = log.read().splitlines()
+        # A user error is its own line; what else the rank had to say is of no use then.
+        shown = [line for line in lines if line.startswith("error: ")] if code == 2 else []
+        sys.stderr.write("".join(f"{line}\n" for line in shown or [f"rank {rank} failed:", *lines]))
+    if code < 0:
+        sys.stderr.write(
+            f"error: rank {rank} was killed by {signal.Signals(-code).name} (out of memory?): "
+            "`--resume` continues from the last checkpoint\n"
+        )
+
+
+@contextmanager
+def _stopped_by_sigterm() -> Iterator[None]:
+    """A scheduler ends this process alone: let it stop the ranks before it goes."""
+
+    def stop(number: int, frame: object) -> NoReturn:
+        raise SystemExit(128 + number)
+
+    former = signal.signal(signal.SIGTERM, stop)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, former)
 
 
 def _free_port() -> int:

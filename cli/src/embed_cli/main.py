@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 from typing import Annotated, Any
@@ -45,13 +46,8 @@ def run(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output-dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output-dir.")] = False,
-    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
     """Train: evaluate, step, checkpoint, evaluate again, export."""
-    import os
-
-    if local_rank is not None:  # the deepspeed launcher says it on the command line as well
-        os.environ.setdefault("LOCAL_RANK", str(local_rank))
     from embed_cli.run_command import RunRequest, execute
 
     execute(
@@ -116,8 +112,11 @@ def _version(value: bool) -> None:
 @app.callback()
 def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
+    local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
-    pass
+    """``--local_rank`` is what the deepspeed launcher puts before our own arguments; it sets LOCAL_RANK as well."""
+    if local_rank is not None:
+        os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
 
 BUILT_IN = ("run", "plugins", "schema")
@@ -128,7 +127,8 @@ def add_plugin_commands(arguments: list[str]) -> None:
 
     A plugin that cannot be imported costs its own commands only; a line on stderr says so.
     """
-    if arguments and (arguments[0] in BUILT_IN or arguments[0] == "--version"):
+    words = [argument for argument in arguments if not argument.startswith("-")]
+    if (words and words[0] in BUILT_IN) or arguments[:1] == ["--version"]:
         return
     from embed_core import plugins as core
 
@@ -139,7 +139,8 @@ def add_plugin_commands(arguments: list[str]) -> None:
             if getattr(hook, "embed_impl", None) is not None:
                 hook(app)
         except Exception as error:
-            print(f"warning: commands of plugin {plugin.name!r} are missing: {error}", file=sys.stderr)
+            cause = " ".join(str(error).split()) or type(error).__name__
+            print(f"warning: commands of plugin {plugin.name!r} are missing: {cause}", file=sys.stderr)
 
 
 def main() -> None:

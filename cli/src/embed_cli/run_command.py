@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import os
 import shlex
+import signal
 import sys
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from embed_core.errors import ConfigError
 
@@ -20,6 +21,7 @@ if TYPE_CHECKING:
     from embed_core.config.run import RunConfig
     from embed_core.registry import Registry
 
+COMMAND_LINE = "EMBED_COMMAND_LINE"
 SECTIONS = ("model", "data", "sampler", "loss", "checkpoint")
 
 
@@ -44,12 +46,14 @@ def execute(request: RunRequest) -> None:
     """Resolve the config, then train here, or start ``--nproc`` ranks that do."""
     if request.resume and request.overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them")
+    from embed_core.engine.ranks import environment
+
     launched = "RANK" in os.environ
     if launched and request.nproc > 1:
         raise ConfigError(
             f"--nproc {request.nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
         )
-    world_size = int(os.environ.get("WORLD_SIZE", request.nproc))
+    world_size = environment()[1] if launched or request.nproc == 1 else request.nproc
     config, manager, registry = resolve(request, world_size)
     if request.dry_run:
         _print_config(config)
@@ -128,24 +132,35 @@ def _print_config(config: RunConfig) -> None:
 
 def _train(request: RunRequest, config: RunConfig, manager: pluggy.PluginManager, registry: Registry) -> None:
     from embed_cli.display import make_display
-    from embed_core.engine.ranks import leave
+    from embed_cli.launch import RANK_LOST
+    from embed_core.engine.ranks import RankLostError, environment, leave
     from embed_core.engine.run import Options, run
 
-    rank = int(os.environ.get("RANK", "0"))
+    rank = environment()[0]
     display = make_display(rank=rank)
     options = Options(
         resume=request.resume, overwrite=request.overwrite, command=command_line(), announce=display.announce
     )
     if rank == 0:
         manager.register(display)
+    # A scheduler's SIGTERM ends the run like any error: observers are told, the status is written.
+    former = signal.signal(signal.SIGTERM, _terminated)
     try:
         run(config, manager, registry, options)
+    except RankLostError as error:
+        print(error, file=sys.stderr)
+        raise SystemExit(RANK_LOST) from None
     except KeyboardInterrupt:
         display.announce("interrupted: `embed run --resume --output-dir DIR` continues from the last checkpoint")
         raise
     finally:
+        signal.signal(signal.SIGTERM, former)
         display.close()
         leave()
+
+
+def _terminated(number: int, frame: object) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 def _launch(request: RunRequest, config: RunConfig) -> None:
@@ -155,6 +170,7 @@ def _launch(request: RunRequest, config: RunConfig) -> None:
 
     directory = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
     arguments = arguments_of(replace(request, output_dir=directory, nproc=1))
+    os.environ[COMMAND_LINE] = command_line()
     code = launch([sys.executable, "-m", "embed_cli", "run", *arguments], request.nproc)
     if code:
         raise SystemExit(code)
@@ -176,5 +192,5 @@ def arguments_of(request: RunRequest) -> list[str]:
 
 
 def command_line() -> str:
-    """What the user typed, for the model card."""
-    return shlex.join(["embed", *sys.argv[1:]])
+    """What the user typed, for the model card; a rank that ``--nproc`` started was told by its parent."""
+    return os.environ.get(COMMAND_LINE) or shlex.join(["embed", *sys.argv[1:]])

@@ -20,7 +20,7 @@ class Defaults:
 
 SCRATCH = Defaults(
     learning_rate=1e-3,
-    num_train_epochs=1,
+    num_train_epochs=2,
     per_device_train_batch_size=64,
     query_max_len=64,
     passage_max_len=192,

@@ -89,7 +89,7 @@ class BGERecipe(Recipe):
     learning_rate: float | None = Field(default=None, gt=0)
     """Peak learning rate; None = 1e-3 from scratch, else 1e-5."""
     num_train_epochs: float | None = Field(default=None, gt=0)
-    """Passes over the data; None = 1 from scratch, else 3."""
+    """Passes over the data; None = 2 from scratch, else 3."""
     max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps, whatever the epochs."""
     per_device_train_batch_size: int | None = Field(default=None, gt=0)

@@ -10,8 +10,9 @@ from embed_core.config.base import Recipe
 from embed_core.config.document import Document, lay_over
 from embed_core.config.load import Request, resolve
 from embed_core.config.run import RunConfig
+from embed_core.engine.ranks import environment
 from embed_core.engine.run import Options, RunResult, run
-from embed_core.errors import ConfigError
+from embed_core.errors import ConfigError, DataError
 from embed_core.plugins import activate
 from embed_core.protocols import Announce, Dataset
 
@@ -55,10 +56,9 @@ class BaseRetrieverTrainer:
         """Evaluate, step, checkpoint, evaluate again, export; the result says where and how well."""
         manager, registry = activate([self.plugin])
         keys = self.config.model_dump(exclude_unset=True)
-        world_size = _world_size()
         given = Document(data=lay_over(keys, self.overrides))
         run_config = resolve(
-            registry, Request(self.recipe_class, given, world_size=world_size, flags={"plugins": [self.plugin]})
+            registry, Request(self.recipe_class, given, world_size=environment()[1], flags={"plugins": [self.plugin]})
         )
         dataset = self._dataset(run_config)
         if dataset is not None and dataset.held_out() is None:
@@ -79,6 +79,8 @@ class BaseRetrieverTrainer:
         rows = self.train_dataset
         if rows is None or isinstance(rows, Dataset):
             return rows
+        if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
+            raise DataError(f"train_dataset: a sequence of rows is needed, got {type(rows).__name__}: put it in a list")
         from embed_core.datasets.draw import DrawOptions
         from embed_core.datasets.in_memory import InMemoryRows
         from embed_core.datasets.retrieval import RetrievalDataset
@@ -87,20 +89,20 @@ class BaseRetrieverTrainer:
         options = DrawOptions(
             getattr(data, "negatives", 7), getattr(data, "query_prompt", None), getattr(data, "passage_prompt", None)
         )
-        held_out = getattr(data, "held_out_rows", 0)
-        return RetrievalDataset("train_dataset", [InMemoryRows(rows)], options, self.announce, held_out)
+        return RetrievalDataset(
+            "train_dataset",
+            [InMemoryRows(rows)],
+            options,
+            self.announce if environment()[0] == 0 else lambda line: None,
+            getattr(data, "held_out_rows", 0),
+            getattr(data, "limit", None),
+        )
 
 
 def _without_held_out(config: RunConfig) -> RunConfig:
     """A dataset without a split of its own cannot be evaluated on one; folders named for evaluation stay."""
     kept = tuple(e for e in config.evaluation if getattr(e, "path", "") is not None)
     return config.model_copy(update={"evaluation": kept})
-
-
-def _world_size() -> int:
-    from embed_core.engine.ranks import environment
-
-    return environment()[1]
 
 
 __all__ = ["BaseRetrieverTrainer", "RunResult"]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -34,6 +34,8 @@ class Installed:
     package: str
     version: str
     entry_point: EntryPoint
+    rival: str = ""
+    """Another package, with its version, that claims the same name."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,32 +50,29 @@ class PluginStatus:
 
 
 def discover() -> dict[str, Installed]:
-    """Installed plugins by name, nothing imported. Raises PluginError where two packages claim one name."""
+    """Installed plugins by name, nothing imported. A name that two packages claim cannot be loaded, others can."""
     found: dict[str, Installed] = {}
     for point in entry_points(group=GROUP):
         dist = point.dist
         package, version = (dist.name, dist.version) if dist is not None else ("?", "?")
         known = found.get(point.name)
         # An editable install and its build directory may both be on the path: the same package is no conflict.
-        if known is not None and known.package != package:
-            raise PluginError(
-                f"plugin name {point.name!r} is claimed by {known.package} {known.version} and {package} {version}: "
-                "uninstall one of them"
-            )
-        found[point.name] = Installed(point.name, package, version, point)
+        rival = f"{known.package} {known.version}" if known is not None and known.package != package else ""
+        found[point.name] = Installed(point.name, package, version, point, rival)
     return found
 
 
 def load_module(plugin: Installed) -> ModuleType:
     """Import a plugin's module. Raises PluginError with package, version and cause."""
+    if plugin.rival:
+        raise PluginError(
+            f"plugin name {plugin.name!r} is claimed by {plugin.rival} and {plugin.package} {plugin.version}: "
+            "uninstall one of them"
+        )
     try:
         module = plugin.entry_point.load()
-    except EmbedError:
-        raise
-    except BaseException as error:
-        if isinstance(error, (KeyboardInterrupt, GeneratorExit)):
-            raise
-        raise PluginError(f"{_who(plugin)} cannot be imported: {type(error).__name__}: {error}") from error
+    except (Exception, SystemExit) as error:
+        raise PluginError(f"{_who(plugin)} cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
     wanted = getattr(module, "EMBED_API_VERSION", hookspecs.API_VERSION)
     if wanted != hookspecs.API_VERSION:
         raise PluginError(
@@ -102,22 +101,35 @@ def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
     installed = discover()
     manager, registry = plugin_manager(), Registry()
     _register(manager, registry, Installed("core", "embed-core", "", None), builtins)  # type: ignore[arg-type]
-    pending, done = list(names), set[str]()
+    pending, done = [(name, "") for name in names], set[str]()
     while pending:
-        name = pending.pop(0)
+        name, needed_by = pending.pop(0)
         if name in done:
             continue
         done.add(name)
-        if name not in installed:
-            raise PluginError(
-                f"plugin {name!r} is not installed: {did_you_mean(name, installed)} "
-                f"(`embed plugins` lists what is; `pip install embed-{name}` may be what is missing)"
-            )
-        module = load_module(installed[name])
-        _register(manager, registry, installed[name], module)
-        pending.extend(getattr(module, "EMBED_REQUIRES", ()))
+        plugin = _installed(name, installed, needed_by)
+        module = load_module(plugin)
+        _register(manager, registry, plugin, module)
+        pending.extend((required, name) for required in _requires(plugin, module))
     registry.freeze()
     return manager, registry
+
+
+def _installed(name: str, installed: Mapping[str, Installed], needed_by: str = "") -> Installed:
+    if name not in installed:
+        needed = f", which {needed_by!r} requires," if needed_by else ""
+        raise PluginError(
+            f"plugin {name!r}{needed} is not installed: {did_you_mean(name, installed)} "
+            f"(`embed plugins` lists what is; `pip install embed-{name}` may be what is missing)"
+        )
+    return installed[name]
+
+
+def _requires(plugin: Installed, module: Any) -> Sequence[str]:
+    names = getattr(module, "EMBED_REQUIRES", ())
+    if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
+        raise PluginError(f"{_who(plugin)}: EMBED_REQUIRES must be a tuple of plugin names, not {names!r}")
+    return names
 
 
 def _register(manager: pluggy.PluginManager, registry: Registry, plugin: Installed, module: Any) -> None:
@@ -137,11 +149,15 @@ def _register(manager: pluggy.PluginManager, registry: Registry, plugin: Install
 
 
 def _check_hook_names(manager: pluggy.PluginManager, module: Any) -> None:
-    """pluggy only reports unknown hooks in bulk; say which, and what was probably meant."""
+    """pluggy only reports unknown hooks in bulk, and passes over unmarked ones; say which, and what was meant."""
     known = {name for name in vars(hookspecs) if name.startswith("embed_")}
-    for name, value in vars(module).items():
-        if getattr(value, "embed_impl", None) is not None and name not in known:
+    for name in dir(module):
+        value = getattr(module, name, None)
+        marked = inspect.isroutine(value) and getattr(value, "embed_impl", None) is not None
+        if marked and name not in known:
             raise PluginError(f"unknown hook {name!r}: {did_you_mean(name, known)}")
+        if name in known and not marked:
+            raise PluginError(f"{name} is not marked as a hook: put @hookimpl above it")
 
 
 def _answer(manager: pluggy.PluginManager, plugin: Installed, module: Any, hook: str) -> Sequence[Any]:
@@ -151,7 +167,7 @@ def _answer(manager: pluggy.PluginManager, plugin: Installed, module: Any, hook:
     try:
         answer = implementation()
     except Exception as error:
-        raise PluginError(f"{_who(plugin)}: {hook} failed: {type(error).__name__}: {error}") from error
+        raise PluginError(f"{_who(plugin)}: {hook} failed: {type(error).__name__}: {_one_line(error)}") from error
     if not isinstance(answer, (list, tuple)):
         raise PluginError(f"{_who(plugin)}: {hook} must return a list of classes, not {type(answer).__name__}")
     return answer
@@ -165,6 +181,7 @@ def _check_class(plugin: Installed, hook: str, config: Any, slot: str) -> None:
         raise PluginError(f"{_who(plugin)}: {hook} returned {config!r}, which is no subclass of {base.__name__}")
     if config.is_slot_base():
         raise PluginError(f'{_who(plugin)}: {config.__name__} must define `kind: Literal["its-kind"] = "its-kind"`')
+    _check_complete(plugin, config)
 
 
 def _check_recipe(plugin: Installed, recipe: Any) -> None:
@@ -174,13 +191,25 @@ def _check_recipe(plugin: Installed, recipe: Any) -> None:
         raise PluginError(
             f"{_who(plugin)}: embed_register_recipes returned {recipe!r}, which is no Recipe with a `name`"
         )
+    _check_complete(plugin, recipe)
+
+
+def _check_complete(plugin: Installed, config: Any) -> None:
+    lacking = ", ".join(sorted(getattr(config, "__abstractmethods__", ())))
+    if lacking:
+        raise PluginError(f"{_who(plugin)}: {config.__name__} does not define {lacking}")
 
 
 def status(active: Iterable[str] = ()) -> list[PluginStatus]:
-    """Every installed plugin, each loaded on its own so that one failure is its own line."""
+    """Every installed plugin, each loaded on its own so that one failure is its own line.
+
+    Raises PluginError for a name of ``active`` that is not installed.
+    """
     rows: list[PluginStatus] = []
-    wanted = set(active)
-    for plugin in discover().values():
+    wanted, installed = set(active), discover()
+    for name in sorted(wanted):
+        _installed(name, installed)
+    for plugin in installed.values():
         try:
             activate([plugin.name])
             state: Literal["installed", "active", "failed"] = "active" if plugin.name in wanted else "installed"

@@ -62,6 +62,8 @@ class Registry:
     def _claim(self, slot: str, kind: str, plugin: str) -> None:
         assert not self._frozen, "the registry is frozen"
         taken = self._owners.get((slot, kind))
+        if taken == plugin:
+            raise PluginError(f"plugin {plugin!r} registers {slot} kind {kind!r} twice: register it once")
         if taken is not None:
             raise PluginError(
                 f"plugins {taken!r} and {plugin!r} both register {slot} kind {kind!r}: activate only one of them"

@@ -111,7 +111,10 @@ class EvaluatorConfig(Component):
 
 
 class CheckpointConfig(Component):
-    """Base of checkpoint configs: when to save, and (the kind) in what layout the finished model leaves."""
+    """Base of checkpoint configs: when to save, and (the kind) in what layout the finished model leaves.
+
+    Where anything is saved, so is the state after the last step: ``--resume`` with more steps trains on.
+    """
 
     slot: ClassVar[str] = "checkpoint"
     every_steps: int = Field(default=0, ge=0)

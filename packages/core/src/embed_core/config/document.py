@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import yaml
 
@@ -88,18 +88,20 @@ def put(data: Any, path: KeyPath, value: Any) -> None:
     data[path[-1]] = value
 
 
-def lay_over(base: Any, top: Any) -> Any:
+def lay_over(base: Any, top: Any, at: KeyPath = ()) -> Any:
     """``top`` over ``base``: mappings merge key by key, everything else is replaced.
 
     A component whose ``kind`` changes is replaced as a whole: its other keys belonged to another kind. A mapping
-    whose keys are all indices is laid over the elements of a list.
+    whose keys are all indices is laid over the elements of a list. Raises ConfigError, naming the path ``at``, for an
+    element that is not there.
     """
     if isinstance(base, (list, tuple)) and isinstance(top, Mapping) and top and all(isinstance(k, int) for k in top):
         items = list(base)
         for index, value in top.items():
             if index >= len(items):
-                raise ConfigError(f"there is no element {index} in a list of {len(items)}")
-            items[index] = lay_over(items[index], value)
+                key = ".".join(map(str, (*at, index)))
+                raise ConfigError(f"{key}: there is no element {index} in a list of {len(items)}: count from 0")
+            items[index] = lay_over(items[index], value, (*at, index))
         return items
     if not (isinstance(base, Mapping) and isinstance(top, Mapping)):
         return top
@@ -107,12 +109,17 @@ def lay_over(base: Any, top: Any) -> Any:
         return dict(top)
     merged = dict(base)
     for key, value in top.items():
-        merged[key] = lay_over(merged[key], value) if key in merged else value
+        merged[key] = lay_over(merged[key], value, (*at, key)) if key in merged else value
     return merged
 
 
 class _Loader(yaml.SafeLoader):
-    """YAML 1.2 floats: PyYAML's 1.1 rules read ``1e-5`` as a string."""
+    """YAML 1.2 floats: PyYAML's 1.1 rules read ``1e-5`` as a string. A date is text: no key wants one, names do."""
+
+    yaml_implicit_resolvers: ClassVar = {
+        first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
+        for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
+    }
 
 
 _Loader.add_implicit_resolver(

@@ -18,11 +18,11 @@ from embed_core.registry import Registry
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
 SANITY: Mapping[str, Any] = {
-    "sampler": {"batch_size": 8},
     "train": {"max_steps": 4, "gradient_accumulation_steps": 1, "evaluate_every_steps": 0},
     "checkpoint": {"every_steps": 2},
 }
-"""What ``--sanity`` lays over any run: enough for data, step, checkpoint and evaluation to have happened."""
+"""What ``--sanity`` lays over any run, besides 8 rows a batch (one per rank, where there are more ranks): enough for
+data, step, checkpoint and evaluation to have happened."""
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,10 @@ def resolve(registry: Registry, request: Request) -> RunConfig:
     compiled, sanity = _compile(request, registry, layers, recipe_fields)
     run: Any = lay_over(compiled, _only(request.document.data, recipe_fields, inside=False))
     if request.sanity:
-        run = lay_over(lay_over(run, dict(SANITY)), sanity)
+        run = lay_over(run, {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}})
+    run = lay_over(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
+    if request.sanity:
+        run = lay_over(run, sanity)
     run = lay_over(run, _only(request.overrides.data, recipe_fields, inside=False))
     run = lay_over(run, _flags(request.flags))
     return _validate(RunConfig, run, layers, registry)
@@ -62,6 +65,31 @@ def _compile(
         keys = lay_over(keys, _only(layer.data, recipe_fields, inside=True))
     recipe = _validate(request.recipe, keys, layers, registry)
     return recipe.compile(request.world_size), recipe.sanity()
+
+
+def _set_by_recipe_keys(
+    request: Request, registry: Registry, recipe_fields: set[str], compiled: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``--set`` changes through the recipe's keys: it goes over the file's run keys, as its other keys do."""
+    if request.recipe is None or not recipe_fields & set(request.overrides.data):
+        return {}
+    try:
+        before, _ = _compile(request, registry, [request.document], recipe_fields)
+    except ConfigError:  # the file alone is wrong, and --set mends it: there is nothing to compare with
+        return {}
+    return _changed(before, compiled)
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in after.items():
+        if key in before and before[key] == value:
+            continue
+        former = before.get(key)
+        both = isinstance(former, Mapping) and isinstance(value, Mapping)
+        same_kind = both and former.get("kind") == value.get("kind")
+        changed[key] = _changed(former, value) if same_kind else value
+    return changed
 
 
 def _only(data: Mapping[str, Any], names: set[str], *, inside: bool) -> dict[str, Any]:

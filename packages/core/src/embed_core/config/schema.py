@@ -14,12 +14,14 @@ from embed_core.registry import Registry
 def run_schema(registry: Registry) -> dict[str, Any]:
     """JSON schema (2020-12) of ``RunConfig``; every slot is ``oneOf`` its kinds. Editors complete and check by it."""
     kinds: list[type[Component]] = [c for slot in SLOT_BASES for c in registry.kinds(slot).values()]
-    modes = [(cls, "validation") for cls in (RunConfig, *kinds)]
+    modes = [(cls, "validation") for cls in (RunConfig, *SLOT_BASES.values(), *kinds)]
     refs, schema = models_json_schema(modes, title="embed run")  # type: ignore[arg-type]
     definitions = schema["$defs"]
     for slot, base in SLOT_BASES.items():
+        name = refs[base, "validation"]["$ref"].rsplit("/", 1)[-1]
         options = [refs[cls, "validation"] for cls in registry.kinds(slot).values()]
-        definitions[base.__name__] = {"title": slot, "oneOf": options}
+        # A choice between nothing is no schema: without a kind, nothing is allowed.
+        definitions[name] = {"title": slot, "oneOf": options} if options else {"title": slot, "not": {}}
     return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", **refs[RunConfig, "validation"]}
 
 

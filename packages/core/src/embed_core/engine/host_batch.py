@@ -63,6 +63,13 @@ def prepare(model: Model, examples: Sequence[Example], *, deduplicate: bool = Tr
     for example in examples:
         if not example.passages:
             raise DataError(f"{example.place}: row {example.row} has no passage")
+        for name in ("scores", "passage_keys"):
+            given = getattr(example, name)
+            if given is not None and len(given) != len(example.passages):
+                raise DataError(
+                    f"{example.place}: row {example.row} has {len(given)} {name} for {len(example.passages)} passages: "
+                    "one each is needed"
+                )
     queries = _tokenize(model, [(e.query, e.query_prompt) for e in examples], "query")
     passages = _tokenize(model, [(p, e.passage_prompt) for e in examples for p in e.passages], "passage")
     pool = _Pool(deduplicate)

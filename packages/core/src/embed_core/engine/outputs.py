@@ -15,6 +15,8 @@ CHECKPOINTS = "checkpoints"
 EXPORT = "model"
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlruns")
 OURS = (STATUS, CHECKPOINTS, EXPORT, "config.yaml", "metrics.jsonl", *TRACKERS)
+LEFT_OVER = (f".{EXPORT}.tmp", f".{EXPORT}.old", f".{STATUS}.tmp", ".config.yaml.tmp", "metrics.jsonl.tmp")
+"""What a kill may leave behind of things not yet renamed into place."""
 
 
 class OutputDir:
@@ -59,15 +61,17 @@ class OutputDir:
         )
 
     def prepare(self, *, overwrite: bool) -> None:
-        """Create the directory; with ``overwrite`` remove a former run's files, and nothing else."""
+        """Create the directory and clear what a kill left half written; with ``overwrite`` a former run's files too.
+
+        Nothing else in the directory is touched.
+        """
         self.path.mkdir(parents=True, exist_ok=True)
-        if overwrite:
-            for name in OURS:
-                target = self.path / name
-                if target.is_dir():
-                    shutil.rmtree(target)
-                else:
-                    target.unlink(missing_ok=True)
+        for name in (*LEFT_OVER, *(OURS if overwrite else ())):
+            target = self.path / name
+            if target.is_dir():
+                shutil.rmtree(target)
+            else:
+                target.unlink(missing_ok=True)
 
     def status(self) -> dict[str, Any] | None:
         """The content of ``run.json``; ``None`` where there is none. Raises CheckpointError when it is damaged."""
@@ -75,9 +79,11 @@ class OutputDir:
         if not path.exists():
             return None
         try:
-            content: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
+            content = json.loads(path.read_text(encoding="utf-8"))
         except ValueError:
             raise CheckpointError(f"{path}: damaged (not JSON): delete the file, or --output-dir elsewhere") from None
+        if not isinstance(content, dict):
+            raise CheckpointError(f"{path}: damaged (no mapping): delete the file, or --output-dir elsewhere")
         return content
 
     def write_status(self, **facts: Any) -> None:

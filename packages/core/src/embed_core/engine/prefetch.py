@@ -11,7 +11,7 @@ T = TypeVar("T")
 
 
 def prefetch(make: Callable[[int], T], start: int, stop: int, ahead: int) -> Generator[T, None, None]:
-    """``make(start)``, …, ``make(stop - 1)``, up to ``ahead`` of them computed before they are asked for.
+    """``make(start)``, …, ``make(stop - 1)``; ``ahead`` of them are on their way while the caller works on one.
 
     Tokenizers release the interpreter lock, so a thread suffices, and nothing needs to be pickled. An exception of
     ``make`` is raised where its value would have been.
@@ -23,7 +23,7 @@ def prefetch(make: Callable[[int], T], start: int, stop: int, ahead: int) -> Gen
         pending: deque[Future[T]] = deque()
         try:
             for number in range(start, stop):
-                while number + len(pending) < min(stop, number + ahead):
+                while number + len(pending) < min(stop, number + 1 + ahead):
                     pending.append(pool.submit(make, number + len(pending)))
                 yield pending.popleft().result()
         finally:

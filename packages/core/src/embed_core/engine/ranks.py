@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import warnings
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
 
 from embed_core.errors import ConfigError
+
+
+class RankLostError(RuntimeError):
+    """Another rank stopped in the middle of a collective; its own message says why. Nothing this rank's user did."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -61,11 +66,18 @@ class Ranks:
 
 def environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) as launchers set them; (0, 1, 0) without one. Raises ConfigError on nonsense."""
+    if "WORLD_SIZE" in os.environ and "RANK" not in os.environ and os.environ["WORLD_SIZE"] != "1":
+        raise ConfigError(
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} and RANK is not set: start the ranks with --nproc, torchrun or "
+            "deepspeed, or unset WORLD_SIZE"
+        )
     try:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
         local = int(os.environ.get("LOCAL_RANK", "0"))
     except ValueError as error:
         raise ConfigError(f"RANK, WORLD_SIZE and LOCAL_RANK must be numbers: {error}") from None
+    if not 0 <= rank < world:
+        raise ConfigError(f"RANK is {rank} and WORLD_SIZE {world}: ranks are numbered from 0 to WORLD_SIZE - 1")
     return rank, world, local
 
 
@@ -81,6 +93,11 @@ def join(device: str = "auto") -> Ranks:
     if device == "cuda" and not cuda:
         raise ConfigError("engine.device: 'cuda' was asked for and no CUDA device is visible: use cpu or auto")
     use_cuda = cuda and device != "cpu"
+    if use_cuda and local >= torch.cuda.device_count():
+        raise ConfigError(
+            f"local rank {local} has no device, {torch.cuda.device_count()} CUDA devices are visible: "
+            "start as many ranks, or use engine.device: cpu"
+        )
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
     _quiet()
@@ -88,6 +105,16 @@ def join(device: str = "auto") -> Ranks:
     if use_cuda:
         torch.cuda.set_device(local)
     return Ranks(rank, world, local, f"cuda:{local}" if use_cuda else "cpu")
+
+
+def is_lost_rank(error: BaseException) -> bool:
+    """Whether ``error`` is what a collective raises when another rank has gone away."""
+    import torch.distributed as dist
+
+    if isinstance(error, (dist.DistNetworkError, dist.DistBackendError)):
+        return True
+    # gloo reports every broken connection as a plain RuntimeError with the line of its source.
+    return isinstance(error, RuntimeError) and re.search(r"gloo/transport", str(error)) is not None
 
 
 def leave() -> None:

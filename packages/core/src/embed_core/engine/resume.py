@@ -1,7 +1,8 @@
 """Training states on disk: written under a temporary name, renamed when complete, the last K and the best kept.
 
-A state is DeepSpeed's own (weights, optimizer, per rank) plus ``state.json``. Nothing else has to be saved: the batch,
-the learning rate and the random states of a step are pure functions of (seed, step).
+A state is DeepSpeed's own (weights, optimizer, per rank) plus ``state.json``, which also lists DeepSpeed's files and
+their sizes: with a file missing DeepSpeed would go on, without the optimizer's state. Nothing else has to be saved: the
+batch, the learning rate and the random states of a step are pure functions of (seed, step).
 """
 
 from __future__ import annotations
@@ -13,7 +14,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embed_core.engine.ranks import Ranks
+from embed_core.engine.outputs import replace_directory, write_text
+from embed_core.engine.ranks import Ranks, is_lost_rank
 from embed_core.errors import CheckpointError
 
 _NAME = re.compile(r"step-(\d{8})")
@@ -57,32 +59,51 @@ class CheckpointStore:
         engine.save_checkpoint(str(temporary), tag="deepspeed", save_latest=False)
         self.ranks.barrier()
         if self.ranks.rank == 0:
-            (temporary / "state.json").write_text(json.dumps(asdict(state), indent=2), encoding="utf-8")
-            shutil.rmtree(target, ignore_errors=True)
-            temporary.rename(target)
+            _write_state(temporary, state)
+            replace_directory(temporary, target)
             self._prune(state)
         self.ranks.barrier()
 
+    def note(self, state: TrainState) -> None:
+        """Add what was evaluated since to the state of ``state.step``, if that was saved. Rank 0's task."""
+        if state.step in self.steps():
+            _write_state(self.path(state.step), state)
+
+    def clear_leftovers(self) -> None:
+        """Remove the states that a kill left half written. Rank 0's task."""
+        for pattern in (".step-*.tmp", ".step-*.old"):
+            for path in self.folder.glob(pattern):
+                shutil.rmtree(path)
+
     def read_state(self, step: int) -> TrainState:
-        """``state.json`` of a step. Raises CheckpointError when it is damaged."""
+        """``state.json`` of a step. Raises CheckpointError when it or DeepSpeed's part is damaged."""
         path = self.path(step) / "state.json"
+        instead = f"delete {self.path(step)} to resume from an earlier state"
         try:
             raw = json.loads(path.read_text(encoding="utf-8"))
+            files = dict(raw.pop("files"))
             raw["evaluations"] = {int(key): value for key, value in raw["evaluations"].items()}
-            return TrainState(**raw)
+            state = TrainState(**raw)
         except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
-            raise CheckpointError(
-                f"{path}: damaged ({type(error).__name__}: {error}): delete {self.path(step).name} to resume from an "
-                "earlier state"
-            ) from None
+            raise CheckpointError(f"{path}: damaged ({type(error).__name__}: {error}): {instead}") from None
+        found = _sizes(self.path(step))
+        for name, size in files.items():
+            if found.get(name) != size:
+                what = "is missing" if name not in found else f"has {found[name]} bytes instead of {size}"
+                raise CheckpointError(f"{self.path(step) / name}: {what}: {instead}")
+        return state
 
     def load(self, engine: Any, step: int) -> None:
-        """Load DeepSpeed's part of a state into the engine. A collective."""
-        path, _ = engine.load_checkpoint(str(self.path(step)), tag="deepspeed", load_lr_scheduler_states=False)
-        if path is None:
-            raise CheckpointError(
-                f"{self.path(step)}: DeepSpeed's part is missing: delete it to resume from an earlier"
-            )
+        """Load DeepSpeed's part of a state into the engine. A collective. Raises CheckpointError where it does not fit."""
+        try:
+            path, _ = engine.load_checkpoint(str(self.path(step)), tag="deepspeed", load_lr_scheduler_states=False)
+            cause = "DeepSpeed's part is missing" if path is None else ""
+        except Exception as error:  # whatever torch, pickle and DeepSpeed raise for a file that is not what it was
+            if is_lost_rank(error):
+                raise
+            cause = f"DeepSpeed's part cannot be loaded ({type(error).__name__}: {_line(error)})"
+        if cause:
+            raise CheckpointError(f"{self.path(step)}: {cause}: delete it to resume from an earlier state")
 
     def path(self, step: int) -> Path:
         """The folder of a step's state."""
@@ -111,6 +132,21 @@ def check_same_run(saved: TrainState, now: TrainState) -> None:
             f"has {now.world_size} at stage {now.zero_stage}: sharded optimizer states resume on the same number of "
             "ranks and the same stage"
         )
+
+
+def _write_state(folder: Path, state: TrainState) -> None:
+    content = {**asdict(state), "files": _sizes(folder)}
+    write_text(folder / "state.json", json.dumps(content, indent=2))
+
+
+def _line(error: BaseException) -> str:
+    return " ".join(str(error).split())[:160]
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    """Bytes of every file of DeepSpeed's part, by its path in ``folder``."""
+    files = (path for path in (folder / "deepspeed").rglob("*") if path.is_file())
+    return {path.relative_to(folder).as_posix(): path.stat().st_size for path in files}
 
 
 def _short(value: Any) -> str:

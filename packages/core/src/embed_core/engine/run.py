@@ -6,6 +6,7 @@ import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -20,7 +21,7 @@ from embed_core.config.run import RunConfig
 from embed_core.context import BuildContext
 from embed_core.engine import sharding
 from embed_core.engine.outputs import OutputDir, replace_directory, write_text
-from embed_core.engine.ranks import Ranks, join
+from embed_core.engine.ranks import RankLostError, Ranks, is_lost_rank, join
 from embed_core.engine.resume import CheckpointStore, TrainState, check_same_run
 from embed_core.engine.trainer import Components, Pace, Trainer
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
@@ -61,27 +62,31 @@ class RunResult:
 def run(config: RunConfig, manager: pluggy.PluginManager, registry: Registry, options: Options) -> RunResult:
     """Train, evaluate, export. Fires ``embed_run_ended`` exactly once, with the error if there was one.
 
-    Raises EmbedError for everything a user can mend.
+    Raises EmbedError for everything a user can mend, and RankLostError where another rank stopped first.
     """
+    if options.resume and options.overwrite:
+        raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them")
     ranks = join(config.engine.device)
     announce: Announce = options.announce if ranks.rank == 0 else lambda line: None
     config = replace_output(config, ranks)
     assert config.output_dir is not None
     session = _Session(config, manager, registry, replace(options, announce=announce), ranks)
-    error: BaseException | None = None
     try:
-        return session.run()
+        result = session.run()
     except BaseException as caught:
-        error = caught
-        session.failed(caught)
-        raise
-    finally:
-        steps = session.state.step
-        export = session.outputs.export if error is None else None
-        manager.hook.embed_run_ended(
-            event=RunEvent(ranks.rank, config.output_dir, steps, error, export, session.state.evaluations)
-        )
-        session.close()
+        error: BaseException = caught
+        if is_lost_rank(caught):
+            error = RankLostError(f"rank {ranks.rank} stopped: another rank stopped before it, whose message says why")
+        session.failed(error)
+        try:
+            session.ended(error)
+        except Exception as second:  # what ended the run matters more than an observer that cannot cope with it
+            announce(f"an observer failed at the end of the run: {type(second).__name__}: {second}")
+        if error is caught:
+            raise
+        raise error from caught
+    session.ended(None)
+    return result
 
 
 def replace_output(config: RunConfig, ranks: Ranks) -> RunConfig:
@@ -107,21 +112,25 @@ class _Session:
 
     def run(self) -> RunResult:
         self._on_rank_0(lambda: self.outputs.check(resume=self.options.resume, overwrite=self.options.overwrite))
+        self._check_trackers()
         context = self._context()
         parts = self._build(context)
         checkpointer = self.config.checkpoint.build(context)
         self.state = self._state(parts)
-        resumed = self._resumed_state() if self.options.resume else None
+        pace = Pace.of(self.config, parts.sampler)
+        resumed = self._resumed_state(pace) if self.options.resume else None
         module = sharding.Trainable(parts.model, parts.loss)
         engine = sharding.initialize(module, self.config.engine, self.config.train, self.ranks, self.announce)
         if resumed is not None:
             self.store.load(engine, resumed.step)
-            self.state = resumed
-        self._start(resumed, Pace.of(self.config, parts.sampler))
+            # What is saved from here on is by these ranks.
+            self.state = replace(resumed, world_size=self.state.world_size, zero_stage=self.state.zero_stage)
+        self._start(resumed)
         trainer = Trainer(self.config, parts, engine, self.ranks, self.state, self.store, self._notify, self.announce)
         engine.train()
         trainer.train()
         self._restore_best(trainer)
+        self._on_rank_0(lambda: self.store.note(self.state))
         export = self._export(engine, parts, checkpointer)
         self._on_rank_0(lambda: self._write_status("finished"))
         return RunResult(self.outputs.path, export, self.state.step, self.state.evaluations, parts.model)
@@ -166,7 +175,14 @@ class _Session:
             identity=identity,
         )
 
-    def _resumed_state(self) -> TrainState | None:
+    def _check_trackers(self) -> None:
+        """One that is not installed shows before a long build, and before ``--overwrite`` removes anything."""
+        from embed_core.tracking import make_trackers
+
+        # Ranks other than 0 have no trackers: asked as such a rank, it checks and starts none.
+        make_trackers(self.config.tracking, name=self.config.name, output_dir=self.outputs.path, parameters={}, rank=1)
+
+    def _resumed_state(self, pace: Pace) -> TrainState | None:
         """The newest state on disk, checked to be of this run; ``None`` when the run died before its first one."""
 
         def newest() -> TrainState | None:
@@ -175,6 +191,7 @@ class _Session:
                 return None
             saved = self.store.read_state(steps[-1])
             check_same_run(saved, self.state)
+            self._check_something_is_left(saved, pace)
             return saved
 
         resumed: TrainState | None = self._on_rank_0(newest)
@@ -184,16 +201,28 @@ class _Session:
             self.announce(f"resuming after step {resumed.step}")
         return resumed
 
-    def _start(self, resumed: TrainState | None, pace: Pace) -> None:
+    def _check_something_is_left(self, saved: TrainState, pace: Pace) -> None:
+        """A run that was stopped between its last step and its export still has that to do."""
+        finished = (self.outputs.status() or {}).get("status") == "finished"
+        if saved.step > pace.total_steps or (finished and saved.step == pace.total_steps):
+            raise CheckpointError(
+                f"--resume: the run in {str(self.outputs.path)!r} has done {saved.step} steps and {pace.total_steps} "
+                "were asked for: raise --max-steps to train on, or start a new run"
+            )
+
+    def _start(self, resumed: TrainState | None) -> None:
         """From here on the output directory is this run's."""
-        fresh = self.options.overwrite and not self.options.resume
-        self._on_rank_0(lambda: self.outputs.prepare(overwrite=fresh))
-        self._started = True
-        if self.ranks.rank == 0:
+
+        def start() -> None:
+            self.outputs.prepare(overwrite=self.options.overwrite)
+            self.store.clear_leftovers()
             text = yaml.safe_dump(plain(self.config), sort_keys=False, allow_unicode=True)
             write_text(self.outputs.path / "config.yaml", text)
+            self._started = True
             self._write_status("running")
             self._observe(resumed)
+
+        self._on_rank_0(start)
 
     def _observe(self, resumed: TrainState | None) -> None:
         from embed_core.metrics_log import MetricsLog
@@ -261,14 +290,21 @@ class _Session:
         self.outputs.write_status(**facts, **best, versions=_versions(), evaluations=self.state.evaluations, **more)
 
     def failed(self, error: BaseException) -> None:
-        """Note the failure where the directory is already this run's."""
-        if self._started and self.ranks.rank == 0 and self.outputs.path.is_dir():
-            self._write_status("failed", error=f"{type(error).__name__}: {error}")
+        """Note the failure where the directory is already this run's; ``_started`` is set on rank 0 only."""
+        if self._started and self.outputs.path.is_dir():
+            with suppress(OSError):  # a full disk is perhaps why the run failed
+                self._write_status("failed", error=f"{type(error).__name__}: {error}")
 
-    def close(self) -> None:
-        """Unregister this run's observers: the manager may serve another run of the process."""
-        for observer in self._observers:
-            self.manager.unregister(observer)
+    def ended(self, error: BaseException | None) -> None:
+        """Tell the observers, then unregister this run's own: the manager may serve another run of the process."""
+        export = self.outputs.export if error is None else None
+        event = RunEvent(self.ranks.rank, self.outputs.path, self.state.step, error, export, self.state.evaluations)
+        try:
+            self.manager.hook.embed_run_ended(event=event)
+        finally:
+            for observer in self._observers:
+                self.manager.unregister(observer)
+            self._observers.clear()
 
     def _on_rank_0(self, function: Callable[[], T]) -> T:
         """Run on rank 0; every rank gets the result, or raises the same EmbedError."""

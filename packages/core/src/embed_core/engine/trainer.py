@@ -18,7 +18,7 @@ from embed_core.engine.prefetch import prefetch
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.resume import CheckpointStore, TrainState
 from embed_core.engine.step import Step, StepOutput
-from embed_core.errors import EmbedError
+from embed_core.errors import ConfigError, EmbedError, did_you_mean
 from embed_core.events import StepEvent
 from embed_core.protocols import Announce, Dataset, Evaluator, Loss, Model, Sampler
 
@@ -69,7 +69,7 @@ class Trainer:
         self.pace = Pace.of(config, parts.sampler)
         self.step = Step(engine, parts.model, parts.loss, config.engine, ranks)
         self.encoder = EngineEncoder(engine, parts.model, config.engine, ranks)
-        self._saved_at = time.monotonic()
+        self._saved_at, self._saved_step = time.monotonic(), state.step
 
     def train(self) -> TrainState:
         """All remaining steps. Raises EmbedError when the loss stops being a number."""
@@ -87,13 +87,20 @@ class Trainer:
                 self._save_if_due(force=improved)
         finally:
             batches.close()
+        self._save_last()
         if state.step not in state.evaluations:
             self.evaluate()
         return state
 
     def _batch(self, number: int) -> HostBatch:
         """This rank's part of the ``number``-th global batch, ready for the device."""
-        rows = share(self.parts.sampler.batch(number), self.ranks.rank, self.ranks.world_size)
+        drawn = self.parts.sampler.batch(number)
+        if len(drawn) < self.ranks.world_size:  # known to all ranks, so that all of them stop here
+            raise EmbedError(
+                f"sampler.kind {self.config.sampler.kind!r}: batch {number} has {len(drawn)} rows for "
+                f"{self.ranks.world_size} ranks: every rank needs one, use fewer ranks or another sampler"
+            )
+        rows = share(drawn, self.ranks.rank, self.ranks.world_size)
         examples = draw(self.parts.dataset, rows, self.config.seed, number)
         return prepare(self.parts.model, examples, deduplicate=self.config.engine.deduplicate)
 
@@ -148,9 +155,16 @@ class Trainer:
             for name, value in evaluator.evaluate(self.encoder).items():
                 metrics[f"{evaluator.name}/{name}"] = float(value)
         self.state.evaluations[self.state.step] = metrics
+        self._check_best_metric(metrics)
         if metrics:
             self.notify(self._evaluation_event(metrics, time.perf_counter() - started))
         return metrics
+
+    def _check_best_metric(self, metrics: Mapping[str, float]) -> None:
+        """Asked at every evaluation, the one before the first step included: not after hours of training."""
+        name = self.config.train.best_metric
+        if name is not None and name not in metrics:
+            raise ConfigError(f"train.best_metric: {name!r} is no metric of this run: {did_you_mean(name, metrics)}")
 
     def _evaluation_event(self, metrics: Mapping[str, float], seconds: float) -> StepEvent:
         epoch = self.state.step * self.pace.draws_per_step / self.pace.draws_per_epoch
@@ -178,12 +192,10 @@ class Trainer:
         return self.remember_best(self.evaluate())
 
     def remember_best(self, metrics: Mapping[str, float]) -> bool:
-        """Note the current step as the best where its metric is the highest. Raises EmbedError on an unknown metric."""
+        """Note the current step as the best where its metric is the highest."""
         name = self.config.train.best_metric or next(iter(metrics), None)
         if name is None:
             return False
-        if name not in metrics:
-            raise EmbedError(f"train.best_metric: {name!r} is no metric of this run, one of: {', '.join(metrics)}")
         if self.state.best_value is not None and metrics[name] <= self.state.best_value:
             return False
         self.state.best_step, self.state.best_value = self.state.step, metrics[name]
@@ -197,8 +209,17 @@ class Trainer:
             # Clocks differ between ranks, and saving is a collective: rank 0 decides.
             by_time = self.ranks.broadcast(time.monotonic() - self._saved_at >= 60 * settings.every_minutes)
         if force or by_step or by_time:
-            self.store.save(self.engine, self.state)
-            self._saved_at = time.monotonic()
+            self._save()
+
+    def _save_last(self) -> None:
+        """The end is worth keeping where anything is: the last evaluation may fail, and a run may be trained on."""
+        settings = self.config.checkpoint
+        if (settings.every_steps or settings.every_minutes) and self._saved_step != self.state.step:
+            self._save()
+
+    def _save(self) -> None:
+        self.store.save(self.engine, self.state)
+        self._saved_at, self._saved_step = time.monotonic(), self.state.step
 
 
 def hash_seed(*parts: int) -> int:
