@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -35,8 +36,8 @@ class AllTermsLoss(torch.nn.Module):
         return LossOutput(loss, {"all": loss.detach()})
 
 
-def main(out: Path, settings: list[str]) -> None:
-    """Train once per setting ``stage-precision-budget`` and write ``out/{setting}.json`` each."""
+def main(parts: str, out: Path, settings: list[str]) -> None:
+    """Train once per setting ``stage-precision-budget`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
     ranks = join("cpu")
     for setting in settings:
@@ -44,15 +45,35 @@ def main(out: Path, settings: list[str]) -> None:
         engine = EngineConfig.model_validate(
             {"zero_stage": int(stage), "precision": precision, "token_budget": int(budget)}
         )
-        answer = train(engine, ranks)
+        answer = train(*PARTS[parts](out), engine, ranks)
         if ranks.rank == 0:
             (out / f"{ranks.world_size}-{setting}.json").write_text(json.dumps(answer))
     leave()
 
 
-def train(engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
+def tiny(out: Path) -> tuple[Any, Any]:
+    """The tiny model, and a loss that has a parameter of its own."""
+    return TinyModel(), AllTermsLoss()
+
+
+def bge(out: Path) -> tuple[Any, Any]:
+    """A small BGE-M3 and its unified loss with self-distillation, from a directory that ``out`` holds."""
+    from embed_bge.config import BGEM3ModelConfig
+    from embed_bge.loss_config import BGEUnifiedConfig
+    from embed_core.context import BuildContext
+    from embed_core.registry import Registry
+
+    context = BuildContext(registry=Registry(), announce=lambda line: None)
+    model = BGEM3ModelConfig(name_or_path=str(out / "model")).build(context)
+    # From the second step on the ensemble teaches, so both kinds of steps are compared.
+    return model, BGEUnifiedConfig(use_self_distill=True, self_distill_start_step=0, temperature=0.2).build(context)
+
+
+PARTS = {"tiny": tiny, "bge": bge}
+
+
+def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
     """Three optimizer steps: loss, gradients and norm of each, and the weights after the last."""
-    model, loss = TinyModel(), AllTermsLoss()
     # A large epsilon keeps Adam from hiding a wrong factor of the gradient.
     optimizer = OptimizerConfig(learning_rate=0.01, epsilon=1e-3)
     settings = TrainConfig(gradient_clipping=0.5, optimizer=optimizer)
@@ -79,4 +100,4 @@ def train(engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
 
 
 if __name__ == "__main__":
-    main(Path(sys.argv[1]), sys.argv[2:])
+    main(sys.argv[1], Path(sys.argv[2]), sys.argv[3:])

@@ -26,7 +26,7 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every setting gave, by ``ranks-stage-precision-budget``; one start of the ranks for all of them."""
     out = tmp_path_factory.mktemp("answers")
     for ranks, settings in ((1, [REFERENCE, *ONE_RANK, *BF16]), (2, [*TWO_RANKS, *BF16[2:]])):
-        assert launch([sys.executable, WORKER, str(out), *settings], ranks) == 0
+        assert launch([sys.executable, WORKER, "tiny", str(out), *settings], ranks) == 0
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
@@ -67,7 +67,7 @@ def test_bf16_keeps_fp32_master_weights_at_every_stage(answers: dict[str, Any], 
 def test_nothing_is_compiled_at_start(tmp_path: Path) -> None:
     """DeepSpeed builds its CPU communication with a C++ compiler where it finds one: none is needed, none is used."""
     answer = subprocess.run(
-        [sys.executable, WORKER, str(tmp_path), "1-fp32-32"],
+        [sys.executable, WORKER, "tiny", str(tmp_path), "1-fp32-32"],
         env={"PATH": str(tmp_path), "HOME": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")},
         capture_output=True,
         text=True,

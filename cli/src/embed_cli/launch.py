@@ -111,7 +111,8 @@ def _tell(rank: int, code: int, log: IO[str] | None) -> None:
         lines = log.read().splitlines()
         # A user error is its own line; what else the rank had to say is of no use then.
         shown = [line for line in lines if line.startswith("error: ")] if code == 2 else []
-        sys.stderr.write("".join(f"{line}\n" for line in shown or [f"rank {rank} failed:", *lines]))
+        if lines:
+            sys.stderr.write("".join(f"{line}\n" for line in shown or [f"rank {rank} failed:", *lines]))
     if code < 0:
         sys.stderr.write(
             f"error: rank {rank} was killed by {signal.Signals(-code).name} (out of memory?): "

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 import yaml
 
@@ -116,7 +116,7 @@ def lay_over(base: Any, top: Any, at: KeyPath = ()) -> Any:
 class _Loader(yaml.SafeLoader):
     """YAML 1.2 floats: PyYAML's 1.1 rules read ``1e-5`` as a string. A date is text: no key wants one, names do."""
 
-    yaml_implicit_resolvers: ClassVar = {
+    yaml_implicit_resolvers = {  # noqa: RUF012 - the base class declares it
         first: [rule for rule in rules if rule[0] != "tag:yaml.org,2002:timestamp"]
         for first, rules in yaml.SafeLoader.yaml_implicit_resolvers.items()
     }

@@ -86,9 +86,9 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         if key in before and before[key] == value:
             continue
         former = before.get(key)
-        both = isinstance(former, Mapping) and isinstance(value, Mapping)
-        same_kind = both and former.get("kind") == value.get("kind")
-        changed[key] = _changed(former, value) if same_kind else value
+        if isinstance(former, Mapping) and isinstance(value, Mapping) and former.get("kind") == value.get("kind"):
+            value = _changed(former, value)
+        changed[key] = value
     return changed
 
 

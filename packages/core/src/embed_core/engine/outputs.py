@@ -20,7 +20,7 @@ LEFT_OVER = (f".{EXPORT}.tmp", f".{EXPORT}.old", f".{STATUS}.tmp", ".config.yaml
 
 
 class OutputDir:
-    """``config.yaml``, ``metrics.jsonl``, ``run.json``, ``checkpoints/step-N/``, the trackers' folders and ``model/``."""
+    """``config.yaml``, ``metrics.jsonl``, ``run.json``, ``checkpoints/step-N/``, ``model/``, the trackers' folders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path

@@ -68,8 +68,8 @@ def environment() -> tuple[int, int, int]:
     """(rank, world size, local rank) as launchers set them; (0, 1, 0) without one. Raises ConfigError on nonsense."""
     if "WORLD_SIZE" in os.environ and "RANK" not in os.environ and os.environ["WORLD_SIZE"] != "1":
         raise ConfigError(
-            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} and RANK is not set: start the ranks with --nproc, torchrun or "
-            "deepspeed, or unset WORLD_SIZE"
+            f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} and RANK is not set: start the ranks with torchrun, deepspeed "
+            "or --nproc, or unset WORLD_SIZE"
         )
     try:
         rank, world = int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1"))
@@ -100,10 +100,10 @@ def join(device: str = "auto") -> Ranks:
         )
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
+    else:
+        torch.cuda.set_device(local)  # before NCCL starts, which binds to the current device
     _quiet()
     _init_group("nccl" if use_cuda else "gloo", rank, world)
-    if use_cuda:
-        torch.cuda.set_device(local)
     return Ranks(rank, world, local, f"cuda:{local}" if use_cuda else "cpu")
 
 

@@ -94,7 +94,7 @@ class CheckpointStore:
         return state
 
     def load(self, engine: Any, step: int) -> None:
-        """Load DeepSpeed's part of a state into the engine. A collective. Raises CheckpointError where it does not fit."""
+        """Load DeepSpeed's part of a state into the engine, a collective. Raises CheckpointError for a damaged one."""
         try:
             path, _ = engine.load_checkpoint(str(self.path(step)), tag="deepspeed", load_lr_scheduler_states=False)
             cause = "DeepSpeed's part is missing" if path is None else ""
