@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,7 @@ SMALL = (
 )
 
 
-@dataclass
+@dataclass(eq=False)
 class Recorder:
     """Observer that keeps what it is told."""
 
@@ -57,13 +57,13 @@ class Recorder:
 HelloRun = Callable[..., Recorder]
 
 
-def hello_config(settings: Sequence[str], out: Path) -> tuple[RunConfig, Any, Any]:
+def hello_config(settings: Sequence[str], out: Path | None) -> tuple[RunConfig, Any, Any]:
     """The hello recipe, small, with ``key=value`` settings on top."""
     manager, registry = activate(["hello"])
     request = load.Request(
         registry.recipe("hello"),
         overrides=document.overrides([*SMALL, *settings]),
-        flags={"output_dir": str(out), "plugins": ["hello"]},
+        flags={"output_dir": out and str(out), "plugins": ["hello"]},
     )
     return load.resolve(registry, request), manager, registry
 
@@ -72,15 +72,22 @@ def hello_config(settings: Sequence[str], out: Path) -> tuple[RunConfig, Any, An
 def hello_run(tmp_path: Path) -> Iterator[HelloRun]:
     """``hello_run("train.max_steps=2", resume=True, observers=[...])`` → what was observed; raises what the run raises.
 
-    The recorder is ``hello_run.last`` also where the run raised.
+    ``parts`` puts component configs in place of those of the recipe. The recorder is ``hello_run.last`` also where the
+    run raised.
     """
 
     def start(
-        *settings: str, out: str = "run", observers: Sequence[Any] = (), dataset: Any = None, **options: Any
+        *settings: str,
+        out: str | None = "run",
+        observers: Sequence[Any] = (),
+        dataset: Any = None,
+        parts: Mapping[str, Any] | None = None,
+        **options: Any,
     ) -> Recorder:
         recorder = Recorder()
         start.last = recorder  # type: ignore[attr-defined]
-        config, manager, registry = hello_config(settings, tmp_path / out)
+        config, manager, registry = hello_config(settings, None if out is None else tmp_path / out)
+        config = config.model_copy(update=dict(parts or {}))
         recorder.manager = manager
         for observer in (recorder, *observers):
             manager.register(observer)

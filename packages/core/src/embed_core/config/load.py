@@ -5,7 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from types import UnionType
+from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
@@ -136,7 +137,8 @@ def _message(
         return f"{prefix}: this key is needed and missing"
     if fault["type"] == "kind_missing":
         slot = fault["ctx"]["slot"]
-        return f"{prefix}: a {slot} needs a `kind`, one of: {', '.join(sorted(registry.kinds(slot)))}"
+        article = "an" if slot[0] in "aeiou" else "a"
+        return f"{prefix}: {article} {slot} needs a `kind`, one of: {', '.join(sorted(registry.kinds(slot)))}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "value_error":  # our own validators name the value themselves
         return f"{prefix}: {message}"
@@ -167,7 +169,9 @@ def _class_at(cls: type[BaseModel], data: Any, path: KeyPath, registry: Registry
 
 
 def _concrete(annotation: Any, data: Any, registry: Registry) -> Any:
-    for option in (annotation, *getattr(annotation, "__args__", ())):
+    # Of `X | None` the X; a list's elements are looked up when the path goes into it.
+    union = get_origin(annotation) in (Union, UnionType)
+    for option in get_args(annotation) if union else (annotation,):
         if isinstance(option, type) and issubclass(option, Component) and option.is_slot_base():
             kind = data.get("kind") if isinstance(data, Mapping) else None
             try:

@@ -118,10 +118,16 @@ def is_lost_rank(error: BaseException) -> bool:
 
 
 def leave() -> None:
-    """Destroy the process group, if this process is in one."""
+    """Destroy the process group, if this process is in one; it may join another afterwards."""
     import torch.distributed as dist
 
-    if dist.is_available() and dist.is_initialized():
+    if not (dist.is_available() and dist.is_initialized()):
+        return
+    import deepspeed
+
+    if deepspeed.comm.is_initialized():  # it keeps groups of its own, and forgets them here only
+        deepspeed.comm.destroy_process_group()
+    else:
         dist.destroy_process_group()
 
 

@@ -1,0 +1,83 @@
+"""The JSON schema: sound in itself, with every registered kind and every key."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any
+
+import pytest
+
+from embed_core.config.base import SLOT_BASES
+from embed_core.config.run import RunConfig
+from embed_core.config.schema import recipe_schema, run_schema
+from embed_core.plugins import activate
+from embed_core.registry import SLOTS
+
+
+def nodes(schema: Any) -> Iterator[dict[str, Any]]:
+    if isinstance(schema, dict):
+        yield schema
+        for value in schema.values():
+            yield from nodes(value)
+    elif isinstance(schema, list):
+        for value in schema:
+            yield from nodes(value)
+
+
+def resolved(schema: dict[str, Any], node: dict[str, Any]) -> dict[str, Any]:
+    while "$ref" in node:
+        assert node["$ref"].startswith("#/$defs/")
+        node = schema["$defs"][node["$ref"].removeprefix("#/$defs/")]
+    return node
+
+
+@pytest.mark.parametrize("plugins", [[], ["hello"], ["bge", "hello"]])
+def test_every_reference_leads_somewhere_and_every_choice_is_one(plugins: list[str]) -> None:
+    schema = json.loads(json.dumps(run_schema(activate(plugins)[1])))
+    assert schema["$schema"] == "https://json-schema.org/draft/2020-12/schema"
+    for node in nodes(schema):
+        if isinstance(node.get("$ref"), str):
+            resolved(schema, node)
+        for choice in ("oneOf", "anyOf", "allOf"):
+            assert node.get(choice, [1]), "an empty choice is no valid schema"
+
+
+def test_every_kind_is_in_its_slot() -> None:
+    _, registry = activate(["bge", "hello"])
+    schema = run_schema(registry)
+    run = resolved(schema, schema)
+    assert set(run["properties"]) == set(RunConfig.model_fields)
+    keys = {slot: {"dataset": "data", "evaluator": "evaluation"}.get(slot, slot) for slot in SLOTS}
+    for slot, key in keys.items():
+        node = run["properties"][key]
+        slot_schema = resolved(schema, node["items"] if "items" in node else node)
+        kinds = {resolved(schema, option)["properties"]["kind"]["const"] for option in slot_schema["oneOf"]}
+        assert kinds == set(registry.kinds(slot)), slot
+        assert len(slot_schema["oneOf"]) == len(kinds)
+
+
+def test_a_slot_without_a_kind_allows_nothing() -> None:
+    _, registry = activate([])
+    assert registry.kinds("model") == {}
+    schema = run_schema(registry)
+    assert resolved(schema, resolved(schema, schema)["properties"]["model"]) == {"title": "model", "not": {}}
+
+
+def test_keys_carry_their_help() -> None:
+    schema = run_schema(activate(["hello"])[1])
+    train = resolved(schema, resolved(schema, schema)["properties"]["train"])
+    assert train["properties"]["max_steps"]["description"] == "Optimizer steps of the whole run."
+    assert train["additionalProperties"] is False
+
+
+def test_slot_bases_are_not_mistaken_for_kinds() -> None:
+    assert all(base.is_slot_base() for base in SLOT_BASES.values())
+
+
+def test_recipe_schema_allows_the_runs_keys_beside() -> None:
+    recipe = activate(["bge"])[1].recipe("bge")
+    assert recipe is not None
+    schema = json.loads(json.dumps(recipe_schema(recipe)))
+    assert set(schema["properties"]) == set(recipe.model_fields)
+    assert schema["additionalProperties"] is True
