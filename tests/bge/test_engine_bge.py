@@ -12,15 +12,31 @@ import pytest
 from embed_cli.launch import launch
 
 WORKER = str(Path(__file__).parents[1] / "core" / "engine_worker.py")
-REFERENCE = "0-fp32-100000"
-ONE_RANK = ["0-fp32-64", "3-fp32-64"]
-TWO_RANKS = ["0-fp32-64", "1-fp32-64", "2-fp32-64", "3-fp32-64"]
+REFERENCE = "0-fp32-100000-direct"
+ONE_RANK = [
+    "0-fp32-64-direct",
+    "3-fp32-64-direct",
+    "0-fp32-64-cached",
+    "1-fp32-64-cached",
+    "2-fp32-64-cached",
+    "3-fp32-64-cached",
+]
+TWO_RANKS = [
+    "0-fp32-64-direct",
+    "1-fp32-64-direct",
+    "2-fp32-64-direct",
+    "3-fp32-64-direct",
+    "0-fp32-64-cached",
+    "1-fp32-64-cached",
+    "2-fp32-64-cached",
+    "3-fp32-64-cached",
+]
 TOLERANCE = 1e-5
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What every setting gave, by ``ranks-stage-precision-budget``."""
+    """What every setting gave, by ``ranks-stage-precision-budget-strategy``."""
     from transformers import AutoTokenizer
 
     from embed_core.scratch.config import EncoderShape

@@ -40,13 +40,16 @@ def test_only_rank_0_has_the_terminal(capfd: pytest.CaptureFixture[str]) -> None
 
 @pytest.mark.parametrize("failing", [0, 1])
 def test_the_exit_code_is_that_of_the_rank_that_failed(capfd: pytest.CaptureFixture[str], failing: int) -> None:
-    assert start(f"print('why', file=sys.stderr) if rank == {failing} else time.sleep(0.3); sys.exit(7 * (rank == {failing}))") == 7
+    code = f"mine = rank == {failing}; mine and print('why', file=sys.stderr); mine or time.sleep(0.3)"
+    assert start(f"{code}; sys.exit(7 * mine)") == 7
     error = capfd.readouterr().err
     assert error == ("why\n" if failing == 0 else "rank 1 failed:\nwhy\n")
 
 
 def test_a_user_error_of_another_rank_is_its_line_alone(capfd: pytest.CaptureFixture[str]) -> None:
-    assert start("print('noise', file=sys.stderr); rank and (print('error: a fault', file=sys.stderr), sys.exit(2))") == 2
+    assert (
+        start("print('noise', file=sys.stderr); rank and (print('error: a fault', file=sys.stderr), sys.exit(2))") == 2
+    )
     assert capfd.readouterr().err == "noise\nerror: a fault\n"
 
 
@@ -63,6 +66,8 @@ def test_a_killed_rank_is_named(capfd: pytest.CaptureFixture[str], killed: int) 
     error = capfd.readouterr().err
     assert error.startswith(f"error: rank {killed} was killed by SIGKILL (out of memory?): `--resume` continues from")
     assert len(error.splitlines()) == 1
+    assert start("rank and os.kill(os.getpid(), 6)") == 128 + 6
+    assert capfd.readouterr().err.startswith("error: rank 1 was killed by SIGABRT: `--resume` continues")
 
 
 def test_ranks_that_hang_after_a_failure_are_stopped(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:

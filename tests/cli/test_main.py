@@ -34,7 +34,7 @@ Call = Callable[..., tuple[int, str, str]]
 @pytest.fixture
 def embed(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Call:
     """``embed("run", "--help")`` → exit code, stdout, stderr; in this process, on an app of its own."""
-    app = typer.Typer(**{"name": "embed", "no_args_is_help": True, "add_completion": False})
+    app = typer.Typer(name="embed", no_args_is_help=True, add_completion=False)
     app.registered_commands = list(module.app.registered_commands)
     app.registered_callback = module.app.registered_callback
     app.info = module.app.info

@@ -37,13 +37,13 @@ class AllTermsLoss(torch.nn.Module):
 
 
 def main(parts: str, out: Path, settings: list[str]) -> None:
-    """Train once per setting ``stage-precision-budget`` and write ``out/{ranks}-{setting}.json`` each."""
+    """Train once per setting ``stage-precision-budget-strategy`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
     ranks = join("cpu")
     for setting in settings:
-        stage, precision, budget = setting.split("-")
+        stage, precision, budget, strategy = setting.split("-")
         engine = EngineConfig.model_validate(
-            {"zero_stage": int(stage), "precision": precision, "token_budget": int(budget)}
+            {"zero_stage": int(stage), "precision": precision, "token_budget": int(budget), "strategy": strategy}
         )
         answer = train(*PARTS[parts](out), engine, ranks)
         if ranks.rank == 0:

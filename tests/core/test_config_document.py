@@ -52,7 +52,7 @@ def test_later_overrides_win_and_know_their_place() -> None:
 
 @pytest.mark.parametrize("pair", ["a", "=1", " =1", ""])
 def test_an_override_needs_a_key_and_a_value(pair: str) -> None:
-    with pytest.raises(ConfigError, match="write it as key=value, for instance --set train.max_steps=100"):
+    with pytest.raises(ConfigError, match=r"write it as key=value, for instance --set train\.max_steps=100"):
         overrides([pair])
 
 

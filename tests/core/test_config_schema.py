@@ -51,7 +51,7 @@ def test_every_kind_is_in_its_slot() -> None:
     keys = {slot: {"dataset": "data", "evaluator": "evaluation"}.get(slot, slot) for slot in SLOTS}
     for slot, key in keys.items():
         node = run["properties"][key]
-        slot_schema = resolved(schema, node["items"] if "items" in node else node)
+        slot_schema = resolved(schema, node.get("items", node))
         kinds = {resolved(schema, option)["properties"]["kind"]["const"] for option in slot_schema["oneOf"]}
         assert kinds == set(registry.kinds(slot)), slot
         assert len(slot_schema["oneOf"]) == len(kinds)

@@ -14,16 +14,35 @@ import torch
 from embed_cli.launch import launch
 
 WORKER = str(Path(__file__).parent / "engine_worker.py")
-REFERENCE = "0-fp32-100000"
+REFERENCE = "0-fp32-100000-direct"
 """Not sharded, every text in one chunk."""
-ONE_RANK = ["0-fp32-32", "1-fp32-32", "2-fp32-32", "3-fp32-32"]
-TWO_RANKS = ["0-fp32-32", "1-fp32-32", "2-fp32-32", "3-fp32-32", "3-fp32-100000"]
-BF16 = ["0-bf16-32", "1-bf16-32", "2-bf16-32", "3-bf16-32"]
+ONE_RANK = [
+    "0-fp32-32-direct",
+    "1-fp32-32-direct",
+    "2-fp32-32-direct",
+    "3-fp32-32-direct",
+    "0-fp32-32-cached",
+    "1-fp32-32-cached",
+    "2-fp32-32-cached",
+    "3-fp32-32-cached",
+]
+TWO_RANKS = [
+    "0-fp32-32-direct",
+    "1-fp32-32-direct",
+    "2-fp32-32-direct",
+    "3-fp32-32-direct",
+    "3-fp32-100000-direct",
+    "0-fp32-32-cached",
+    "1-fp32-32-cached",
+    "2-fp32-32-cached",
+    "3-fp32-32-cached",
+]
+BF16 = ["0-bf16-32-direct", "1-bf16-32-direct", "2-bf16-32-direct", "3-bf16-32-direct"]
 
 
 @pytest.fixture(scope="module")
 def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
-    """What every setting gave, by ``ranks-stage-precision-budget``; one start of the ranks for all of them."""
+    """What every setting gave, by ``ranks-stage-precision-budget-strategy``; one start of the ranks for all of them."""
     out = tmp_path_factory.mktemp("answers")
     for ranks, settings in ((1, [REFERENCE, *ONE_RANK, *BF16]), (2, [*TWO_RANKS, *BF16[2:]])):
         assert launch([sys.executable, WORKER, "tiny", str(out), *settings], ranks) == 0
@@ -67,7 +86,7 @@ def test_bf16_keeps_fp32_master_weights_at_every_stage(answers: dict[str, Any], 
 def test_nothing_is_compiled_at_start(tmp_path: Path) -> None:
     """DeepSpeed builds its CPU communication with a C++ compiler where it finds one: none is needed, none is used."""
     answer = subprocess.run(
-        [sys.executable, WORKER, "tiny", str(tmp_path), "1-fp32-32"],
+        [sys.executable, WORKER, "tiny", str(tmp_path), "1-fp32-32-direct"],
         env={"PATH": str(tmp_path), "HOME": str(tmp_path), "TORCH_EXTENSIONS_DIR": str(tmp_path / "built")},
         capture_output=True,
         text=True,
@@ -76,5 +95,5 @@ def test_nothing_is_compiled_at_start(tmp_path: Path) -> None:
     )
     assert answer.returncode == 0, answer.stderr
     assert (answer.stdout, answer.stderr) == ("", "")
-    assert (tmp_path / "1-1-fp32-32.json").exists()
+    assert (tmp_path / "1-1-fp32-32-direct.json").exists()
     assert not (tmp_path / "built").exists()

@@ -108,7 +108,7 @@ def test_gradient_is_that_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) ->
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
     dataset, model, rows = tiny_dataset(), TinyModel(), list(range(7))
-    scored = [e for e in draw(dataset, rows, 0, 0)]
+    scored = draw(dataset, rows, 0, 0)
     scored[6] = type(scored[6])(**{**_fields(scored[6]), "scores": tuple(map(float, range(len(scored[6].passages))))})
 
     def on_rank(ranks: Ranks) -> tuple[Any, Any, Any]:
@@ -128,7 +128,9 @@ def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.Mon
         assert torch.equal(batch.targets.positive_offsets_B1, wanted.targets.positive_offsets_B1)
         torch.testing.assert_close(batch.targets.scores_P, wanted.targets.scores_P, equal_nan=True)
         # Padding differs between chunks, so the values are close, not equal.
-        for one, other in zip(values(query) + values(passage), values(wanted_query) + values(wanted_passage), strict=True):
+        for one, other in zip(
+            values(query) + values(passage), values(wanted_query) + values(wanted_passage), strict=True
+        ):
             torch.testing.assert_close(one, other, rtol=1e-5, atol=1e-6)
         scores = combined_scores(query, passage, {"dense": 1.0, "sparse": 1.0, "multi": 1.0})
         oracle = combined_scores(wanted_query, wanted_passage, {"dense": 1.0, "sparse": 1.0, "multi": 1.0})
@@ -147,7 +149,10 @@ def test_scores_are_none_where_no_row_of_any_rank_has_some(monkeypatch: pytest.M
 def test_teacher_scores_travel_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = (1e-40, -0.0, 3.0000002, float("inf"))
     examples = draw(tiny_dataset(), range(2), 0, 0)
-    examples = [type(e)(**{**_fields(e), "passages": ("a", "b"), "scores": odd[2 * n : 2 * n + 2]}) for n, e in enumerate(examples)]
+    examples = [
+        type(e)(**{**_fields(e), "passages": ("a", "b"), "scores": odd[2 * n : 2 * n + 2]})
+        for n, e in enumerate(examples)
+    ]
 
     def on_rank(ranks: Ranks) -> Any:
         return GlobalBatch(prepare(TinyModel(), [examples[ranks.rank]]), 0, ranks).targets.scores_P

@@ -95,9 +95,7 @@ def test_ranks_and_stage_may_change_where_nothing_is_sharded() -> None:
     check_same_run(state(world_size=1), state(world_size=4))
     for saved, now in (((1, 1), (2, 1)), ((2, 0), (2, 1)), ((2, 3), (2, 2))):
         with pytest.raises(CheckpointError, match=f"saved by {saved[0]} ranks at ZeRO stage {saved[1]}"):
-            check_same_run(
-                state(world_size=saved[0], zero_stage=saved[1]), state(world_size=now[0], zero_stage=now[1])
-            )
+            check_same_run(state(world_size=saved[0], zero_stage=saved[1]), state(world_size=now[0], zero_stage=now[1]))
 
 
 class Interrupt:

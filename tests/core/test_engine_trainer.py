@@ -181,7 +181,9 @@ def test_the_last_model_is_exported_where_it_is_the_best(hello_run: Any, tmp_pat
 
 
 def test_an_unknown_best_metric_shows_before_the_first_step(hello_run: Any) -> None:
-    with pytest.raises(ConfigError, match="'scripted/way/mesure' is no metric of this run: did you mean 'scripted/way/"):
+    with pytest.raises(
+        ConfigError, match="'scripted/way/mesure' is no metric of this run: did you mean 'scripted/way/"
+    ):
         hello_run("train.best_metric=scripted/way/mesure", parts={"evaluation": (Scripted(values=(0.1,)),)})
     assert hello_run.last.steps == []
 

@@ -114,8 +114,10 @@ def _tell(rank: int, code: int, log: IO[str] | None) -> None:
         if lines:
             sys.stderr.write("".join(f"{line}\n" for line in shown or [f"rank {rank} failed:", *lines]))
     if code < 0:
+        # The kernel's answer to a lack of memory is SIGKILL; a library's to a fault of its own is another.
+        memory = " (out of memory?)" if -code == signal.SIGKILL else ""
         sys.stderr.write(
-            f"error: rank {rank} was killed by {signal.Signals(-code).name} (out of memory?): "
+            f"error: rank {rank} was killed by {signal.Signals(-code).name}{memory}: "
             "`--resume` continues from the last checkpoint\n"
         )
 

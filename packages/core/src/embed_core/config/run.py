@@ -64,6 +64,9 @@ class EngineConfig(Section):
     precision: Literal["fp32", "bf16", "fp16"] = "fp32"
     """Of weights and arithmetic; master weights and losses are fp32 always. fp16 needs CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
+    strategy: Literal["direct", "cached"] = "direct"
+    """`direct` keeps the graphs of all chunks of a batch; `cached` (GradCache) keeps one at a time and encodes twice:
+    the same gradient, for batches that do not fit."""
     token_budget: int = Field(default=1024, gt=0)
     """Tokens of one chunk, padding included. Larger suits GPUs (16384), about 1024 suits CPUs."""
     deduplicate: bool = True

@@ -10,7 +10,7 @@ import torch
 from embed_core.config.run import EngineConfig
 from embed_core.embeddings import select
 from embed_core.engine.ranks import Ranks
-from embed_core.engine.step import encode
+from embed_core.engine.step import Chunks
 from embed_core.protocols import Model
 from embed_core.types import Embeddings, Item, Role, ScoreWeights
 
@@ -32,7 +32,8 @@ class EngineEncoder:
         self.engine.eval()
         try:
             with torch.no_grad():
-                embeddings, _ = encode(self.engine, self.model, encoded, self.config, self.ranks)
+                chunks = Chunks(encoded, self.model, self.config, self.ranks)
+                embeddings = chunks.in_order([chunks.forward(self.engine, n) for n in range(len(chunks))])
         finally:
             self.engine.train(training)
         return embeddings if items else select(embeddings, torch.empty(0, dtype=torch.int64))

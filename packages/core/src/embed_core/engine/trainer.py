@@ -8,8 +8,6 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from embed_core.config.run import RunConfig
 from embed_core.engine import schedule, sharding
 from embed_core.engine.encoder import EngineEncoder
@@ -17,6 +15,7 @@ from embed_core.engine.host_batch import HostBatch, draw, prepare, share
 from embed_core.engine.prefetch import prefetch
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.resume import CheckpointStore, TrainState
+from embed_core.engine.seeds import seed_of
 from embed_core.engine.step import Step, StepOutput
 from embed_core.errors import ConfigError, EmbedError, did_you_mean
 from embed_core.events import StepEvent
@@ -110,11 +109,12 @@ class Trainer:
         sharding.set_learning_rate(self.engine, rate)
         outputs, norm = [], None
         for micro, host in enumerate(batches):
-            # Dropout of a step is a function of (seed, step, rank): a resume repeats it without saved states.
-            torch.manual_seed(hash_seed(self.config.seed, state.step, micro, self.ranks.rank))
-            outputs.append(self.step.forward_backward(host, state.step))
+            # Dropout is a function of (seed, step, rank): a resume repeats it without saved states.
+            seed = seed_of(self.config.seed, state.step, micro, self.ranks.rank)
+            last = micro == len(batches) - 1
+            outputs.append(self.step.forward_backward(host, state.step, seed=seed, last=last))
             self._check_finite(outputs[-1], host)
-            if micro == len(batches) - 1 and self.engine.zero_optimization_stage() == 0:
+            if last and self.engine.zero_optimization_stage() == 0:
                 norm = sharding.gradient_norm(self.engine)
             self.engine.step()
         if self.engine.zero_optimization_stage() > 0:
@@ -220,10 +220,3 @@ class Trainer:
     def _save(self) -> None:
         self.store.save(self.engine, self.state)
         self._saved_at, self._saved_step = time.monotonic(), self.state.step
-
-
-def hash_seed(*parts: int) -> int:
-    """One 63-bit seed from several numbers."""
-    import numpy as np
-
-    return int(np.random.SeedSequence(parts).generate_state(1, np.uint64)[0] >> np.uint64(1))
