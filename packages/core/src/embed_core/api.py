@@ -14,6 +14,7 @@ from embed_core.engine.ranks import environment
 from embed_core.engine.run import Options, RunResult, run
 from embed_core.errors import ConfigError, DataError
 from embed_core.plugins import activate
+from embed_core.progress import ProgressLines
 from embed_core.protocols import Announce, Dataset
 
 
@@ -24,7 +25,8 @@ class BaseRetrieverTrainer:
     ``train_dataset`` (a :class:`~embed_core.protocols.Dataset`, or a sequence of FlagEmbedding rows such as a list of
     dicts or a ``datasets.Dataset``) take the place of what the config names. ``overrides`` is laid over the compiled
     run, as ``--set`` is: ``{"engine": {"zero_stage": 2}}``. Under torchrun or the deepspeed launcher every rank runs
-    the same program. Raises EmbedError for everything a user can mend.
+    the same program. Progress, results and notices go to ``announce``, line by line; ``observers`` implement the hooks
+    ``embed_step_ended`` and ``embed_run_ended``. Raises EmbedError for everything a user can mend.
     """
 
     plugin: ClassVar[str]
@@ -63,7 +65,7 @@ class BaseRetrieverTrainer:
         dataset = self._dataset(run_config)
         if dataset is not None and dataset.held_out() is None:
             run_config = _without_held_out(run_config)
-        for observer in self.observers:
+        for observer in (ProgressLines(self.announce), *self.observers):
             manager.register(observer)
         options = Options(
             resume=resume,
