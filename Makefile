@@ -14,7 +14,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all lint format types wheels clean distclean
+.PHONY: help run install dev test test-all lint format types bench wheels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -54,6 +54,9 @@ format: dev ## ruff: mend what can be mended
 
 types: dev ## mypy, strict, on the packages
 	$(BIN)/mypy $(wildcard $(MEMBERS:%=%/src) $(EXAMPLES:%=%/src))
+
+bench: dev ## side by side with sentence-transformers and FlagEmbedding, about 15 minutes; ARGS="--large" adds V = 250,002
+	$(BIN)/python -m benchmarks.run $(ARGS)
 
 wheels: dev ## build every wheel into dist/
 	rm -rf dist

@@ -10,10 +10,15 @@ from typing import Any
 import torch
 
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
+from embed_core.context import BuildContext
+from embed_core.embeddings import slice_rows
 from embed_core.engine import sharding
 from embed_core.engine.host_batch import draw, prepare, share
 from embed_core.engine.ranks import Ranks, join, leave
 from embed_core.engine.step import Step
+from embed_core.losses import search
+from embed_core.losses.config import InfoNCEConfig, MaskConfig
+from embed_core.registry import Registry
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
@@ -34,6 +39,25 @@ class AllTermsLoss(torch.nn.Module):
         logits = scores * self.log_scale(one).float().exp()
         loss = torch.nn.functional.cross_entropy(logits, targets.positive_columns_B)
         return LossOutput(loss, {"all": loss.detach()})
+
+
+class SharedRowsLoss(AllTermsLoss):
+    """The same and InfoNCE in both directions, each rank computing its own rows only."""
+
+    shares_rows = True
+
+    def __init__(self) -> None:
+        super().__init__()
+        config = InfoNCEConfig(temperature=0.5, symmetric=True, mask=MaskConfig(margin=0.1))
+        self.infonce = config.build(BuildContext(registry=Registry(), announce=lambda line: None))
+
+    def forward(self, batch: Batch, targets: Targets) -> LossOutput:
+        B = batch.query.count
+        start, stop = targets.own_rows or (0, B)
+        own = Batch(slice_rows(batch.query, start, stop), batch.passage)
+        share = super().forward(own, targets._replace(groups_B1=targets.groups_B1[start : stop + 1])).loss
+        dense = self.infonce(batch, targets)
+        return LossOutput(share * (stop - start) / B + dense.loss, dense.metrics)
 
 
 def main(parts: str, out: Path, settings: list[str]) -> None:
@@ -60,8 +84,6 @@ def bge(out: Path) -> tuple[Any, Any]:
     """A small BGE-M3 and its unified loss with self-distillation, from a directory that ``out`` holds."""
     from embed_bge.config import BGEM3ModelConfig
     from embed_bge.loss_config import BGEUnifiedConfig
-    from embed_core.context import BuildContext
-    from embed_core.registry import Registry
 
     context = BuildContext(registry=Registry(), announce=lambda line: None)
     model = BGEM3ModelConfig(name_or_path=str(out / "model")).build(context)
@@ -69,7 +91,13 @@ def bge(out: Path) -> tuple[Any, Any]:
     return model, BGEUnifiedConfig(use_self_distill=True, self_distill_start_step=0, temperature=0.2).build(context)
 
 
-PARTS = {"tiny": tiny, "bge": bge}
+def shared(out: Path) -> tuple[Any, Any]:
+    """The tiny model, and a loss that shares the rows; on several ranks also in tiles of a few similarities."""
+    search.TILE_BYTES = 60 if torch.distributed.get_world_size() > 1 else 2**20
+    return TinyModel(), SharedRowsLoss()
+
+
+PARTS = {"tiny": tiny, "bge": bge, "shared": shared}
 
 
 def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
@@ -94,7 +122,9 @@ def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> d
         norm = sharding.gradient_norm(engine) if replicated else None
         engine.step()
         norm = norm if replicated else sharding.gradient_norm(engine)
-        log.append({"loss": float(output.loss), "gradients": gradients, "norm": norm, "rows": output.rows})
+        metrics = {name: float(value) for name, value in output.metrics.items()}
+        loss_now = float(output.loss)
+        log.append({"loss": loss_now, "metrics": metrics, "gradients": gradients, "norm": norm, "rows": output.rows})
     weights = {name: value.flatten().tolist() for name, value in sharding.full_state(engine, module, ranks).items()}
     return {"steps": log, "weights": weights}
 

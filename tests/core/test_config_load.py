@@ -120,6 +120,13 @@ def test_a_changed_kind_takes_nothing_of_the_old_one(registry: Registry) -> None
     assert (config.loss.kind, config.checkpoint.kind) == ("infonce", "transformers")
 
 
+def test_a_changed_sampler_or_layout_keeps_what_every_kind_has(registry: Registry) -> None:
+    assert run(registry, "sampler: {kind: no-duplicates}\n").sampler.batch_size == 32
+    assert run(registry, "", "sampler.kind=no-duplicates", "sampler.batch_size=8").sampler.batch_size == 8
+    changed = run(registry, "checkpoint: {every_steps: 5}\n", "checkpoint.kind=transformers")
+    assert (changed.checkpoint.kind, changed.checkpoint.every_steps) == ("transformers", 5)
+
+
 def test_elements_of_lists(registry: Registry) -> None:
     config = run(registry, "", "evaluation.0.path=there")
     assert config.evaluation[0].path == "there"  # type: ignore[attr-defined]

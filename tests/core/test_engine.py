@@ -38,6 +38,8 @@ TWO_RANKS = [
     "3-fp32-32-cached",
 ]
 BF16 = ["0-bf16-32-direct", "1-bf16-32-direct", "2-bf16-32-direct", "3-bf16-32-direct"]
+SHARED = ["0-fp32-32-direct", "2-fp32-32-direct", "3-fp32-32-direct", "0-fp32-32-cached", "3-fp32-32-cached"]
+"""With a loss of which each rank computes its own rows."""
 
 
 @pytest.fixture(scope="module")
@@ -49,9 +51,19 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
 
 
+@pytest.fixture(scope="module")
+def shared_answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
+    """The same of the loss whose rows the ranks share: whole on one rank, in parts and in tiles on two."""
+    out = tmp_path_factory.mktemp("shared")
+    for ranks, settings in ((1, [REFERENCE]), (2, SHARED)):
+        assert launch([sys.executable, WORKER, "shared", str(out), *settings], ranks) == 0
+    return {path.stem: json.loads(path.read_text()) for path in out.glob("*.json")}
+
+
 def assert_same(found: Any, wanted: Any, tolerance: float) -> None:
     for one, other in zip(found["steps"], wanted["steps"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=tolerance)
+        assert one["metrics"] == pytest.approx(other["metrics"], abs=tolerance)
         assert one["rows"] == other["rows"] == 7
         assert one["norm"] == pytest.approx(other["norm"], rel=10 * tolerance)
         assert one["gradients"].keys() == other["gradients"].keys()
@@ -65,6 +77,16 @@ def assert_same(found: Any, wanted: Any, tolerance: float) -> None:
 @pytest.mark.parametrize("setting", [*(f"1-{s}" for s in ONE_RANK), *(f"2-{s}" for s in TWO_RANKS)])
 def test_ranks_stages_and_chunking_agree(answers: dict[str, Any], setting: str) -> None:
     assert_same(answers[setting], answers[f"1-{REFERENCE}"], tolerance=1e-5)
+
+
+@pytest.mark.parametrize("setting", SHARED)
+def test_a_loss_that_shares_its_rows_among_the_ranks_is_the_same(shared_answers: dict[str, Any], setting: str) -> None:
+    """Value, metrics, gradients (those of the loss's own parameter too), norm and weights."""
+    reference = shared_answers[f"1-{REFERENCE}"]
+    assert_same(shared_answers[f"2-{setting}"], reference, tolerance=1e-5)
+    first = reference["steps"][0]
+    assert first["metrics"]["masked"] > 0
+    assert any(abs(value) > 1e-4 for value in first["gradients"]["loss.log_scale.weight"])
 
 
 def test_the_comparison_compares_something(answers: dict[str, Any]) -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 
 from embed_core.embeddings import select, values
-from embed_core.engine.gather import GlobalBatch, gather_embeddings, gather_rows
+from embed_core.engine.gather import GlobalBatch, gather_embeddings, gather_rows, sum_parts
 from embed_core.engine.host_batch import draw, prepare, share
 from embed_core.engine.ranks import Ranks
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
+from embed_core.types import LossOutput
 
 
 class ThreadRanks:
@@ -37,6 +38,11 @@ class ThreadRanks:
         for part, other in zip(parts, self.table, strict=True):
             part.copy_(other)
         self.barrier.wait()
+
+    def all_reduce(self, tensor: Tensor) -> None:
+        parts = [torch.empty_like(tensor) for _ in range(self.world_size)]
+        self.all_gather(parts, tensor)
+        tensor.copy_(torch.stack(parts).sum(0))
 
     def run(self, function: Callable[[Ranks], Any]) -> list[Any]:
         answers: list[Any] = [None] * self.world_size
@@ -63,6 +69,7 @@ class ThreadRanks:
 def on_ranks(monkeypatch: pytest.MonkeyPatch, world_size: int, function: Callable[[Ranks], Any]) -> list[Any]:
     ranks = ThreadRanks(world_size)
     monkeypatch.setattr(torch.distributed, "all_gather", ranks.all_gather)
+    monkeypatch.setattr(torch.distributed, "all_reduce", ranks.all_reduce)
     return ranks.run(function)
 
 
@@ -105,6 +112,45 @@ def test_gradient_is_that_of_the_whole_batch(monkeypatch: pytest.MonkeyPatch) ->
     torch.testing.assert_close(average, whole.grad, rtol=1e-12, atol=1e-12)
 
 
+def test_parts_of_a_loss_add_up_to_the_whole_in_value_and_gradient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each rank its rows' part; averaged, the gradients of weights and of the loss's own are those of one process."""
+    torch.manual_seed(0)
+    x_ND, weight_DD = torch.randn(5, 3, dtype=torch.float64), torch.randn(3, 3, dtype=torch.float64)
+    bounds = [0, 1, 3, 5]
+
+    def loss_of(rows_ND: Tensor, scale: Tensor, own: slice) -> LossOutput:
+        """Row i against all rows of which its part is taken: other ranks' rows get a gradient from here."""
+        part = torch.logsumexp(scale * (rows_ND[own] @ rows_ND.T), 1).sum() / 5
+        return LossOutput(part, {"rows": torch.tensor((own.stop - own.start) / 5), "loss": part.detach()})
+
+    whole, whole_scale = weight_DD.clone().requires_grad_(), torch.tensor(0.5, dtype=torch.float64, requires_grad=True)
+    wanted = loss_of(x_ND @ whole, whole_scale, slice(0, 5))
+    wanted.loss.backward()
+
+    def on_rank(ranks: Ranks) -> tuple[LossOutput, Tensor, Tensor]:
+        own = slice(bounds[ranks.rank], bounds[ranks.rank + 1])
+        weight, scale = weight_DD.clone().requires_grad_(), whole_scale.detach().clone().requires_grad_()
+        rows_ND = gather_rows(x_ND[own] @ weight, ranks, parts=True)
+        output = sum_parts(loss_of(rows_ND, scale, own), ranks)
+        output.loss.backward()
+        return output, weight.grad, scale.grad
+
+    found = on_ranks(monkeypatch, 3, on_rank)
+    for output, *_ in found:
+        torch.testing.assert_close(output.loss, wanted.loss, rtol=1e-12, atol=1e-12)
+        assert output.metrics["loss"].item() == pytest.approx(wanted.loss.item(), rel=1e-12)
+        assert output.metrics["rows"].item() == pytest.approx(1)
+        assert not output.metrics["loss"].requires_grad
+    for place, gradient in ((1, whole.grad), (2, whole_scale.grad)):
+        average = torch.stack([answer[place] for answer in found]).mean(0)
+        torch.testing.assert_close(average, gradient, rtol=1e-12, atol=1e-12)
+
+
+def test_one_rank_has_the_whole_loss() -> None:
+    part = LossOutput(torch.ones(()), {})
+    assert sum_parts(part, Ranks(0, 1, 0, "cpu")) is part
+
+
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
     dataset, model, rows = tiny_dataset(), TinyModel(), list(range(7))
@@ -117,6 +163,8 @@ def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.Mon
         with torch.no_grad():
             local = model(**model.collate(host.encoded))
         texts = gather_embeddings(local, ranks)
+        own = range(len(rows))[slice(*batch.own_rows)]
+        assert list(own) == list(share(range(len(rows)), ranks.rank, ranks.world_size))
         return batch, select(texts, batch.query_index_B), select(texts, batch.passage_index_P)
 
     wanted, wanted_query, wanted_passage = on_rank(Ranks(0, 1, 0, "cpu"))

@@ -3,7 +3,11 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import pairwise
 from typing import Any
+from unittest import mock
 
 import pytest
 import torch
@@ -17,7 +21,7 @@ from torch import Tensor, nn
 from embed_core.context import BuildContext
 from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
-from embed_core.losses import contrastive
+from embed_core.losses import contrastive, search
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.protocols import Loss
 from embed_core.registry import Registry
@@ -63,6 +67,13 @@ def batch_of(B: int, P: int, seed: int = 0) -> Batch:
 
 def build(**options: Any) -> Loss:
     return InfoNCEConfig(**options).build(BuildContext(registry=Registry()))
+
+
+@contextmanager
+def tiles_of(elements: int) -> Iterator[None]:
+    """Tiles of so many float64 similarities; a larger table is never whole."""
+    with mock.patch.object(search, "TILE_BYTES", 8 * elements):
+        yield
 
 
 def is_masked(similarity: Tensor, targets: Targets, config: InfoNCEConfig, b: int, p: int) -> bool:
@@ -126,6 +137,19 @@ def assert_equals_brute(batch: Batch, targets: Targets, **options: Any) -> None:
         torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
+def assert_metrics_equal_brute(batch: Batch, targets: Targets, **options: Any) -> None:
+    config, metrics = InfoNCEConfig(**options), build(**options)(batch, targets).metrics
+    similarity = (batch.query.dense_ND @ batch.passage.dense_ND.T).detach()
+    B, P = similarity.shape
+    starts = targets.groups_B1.tolist()
+    seen = [range(P) if config.in_batch else range(starts[b], starts[b + 1]) for b in range(B)]
+    kept = [[p for p in seen[b] if not is_masked(similarity, targets, config, b, p)] for b in range(B)]
+    first = sum(max(kept[b], key=lambda p, b=b: float(similarity[b, p])) == starts[b] for b in range(B))
+    assert metrics["accuracy"].item() == pytest.approx(first / B)
+    left_out = sum(len(seen[b]) - len(kept[b]) for b in range(B))
+    assert metrics["masked"].item() == pytest.approx(left_out / max(sum(map(len, seen)) - B, 1))
+
+
 OPTIONS: list[dict[str, Any]] = [
     {},
     {"temperature": 0.5},
@@ -137,29 +161,62 @@ OPTIONS: list[dict[str, Any]] = [
     {"mask": {"same_id": False}},
     {"mask": {"same_text": False, "same_id": False}},
     {"in_batch": False, "mask": {"margin": 0.0}},
+    {"in_batch": False, "mask": {"margin": -0.1}},
 ]
 
 
-@pytest.mark.parametrize("options", OPTIONS, ids=str)
-@settings(max_examples=15, deadline=None)
-@given(st.data())
-def test_value_and_gradient_equal_a_loop(options: dict[str, Any], data: st.DataObject) -> None:
+@st.composite
+def cases(draw: st.DrawFn) -> Targets:
     """Few distinct hashes, so that every rule of the masks has something to do; groups of 1 to 4 passages."""
-    sizes = data.draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
+    sizes = draw(st.lists(st.integers(1, 4), min_size=1, max_size=5))
     B, P = len(sizes), sum(sizes)
     ids = st.integers(1, 6)
-    targets = targets_of(
+    return targets_of(
         sizes,
-        data.draw(st.lists(st.integers(1, 3), min_size=B, max_size=B)),
-        data.draw(st.lists(ids, min_size=P, max_size=P)),
-        data.draw(st.lists(st.integers(0, 9), min_size=P, max_size=P)),
-        data.draw(st.lists(st.lists(ids, max_size=3), min_size=B, max_size=B)),
+        draw(st.lists(st.integers(1, 3), min_size=B, max_size=B)),
+        draw(st.lists(ids, min_size=P, max_size=P)),
+        draw(st.lists(st.integers(0, 9), min_size=P, max_size=P)),
+        draw(st.lists(st.lists(ids, max_size=3), min_size=B, max_size=B)),
     )
-    assert_equals_brute(batch_of(B, P), targets, **options)
+
+
+@pytest.mark.parametrize("tile", [2**20, 6, 1], ids="tile{}".format)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@settings(max_examples=10, deadline=None)
+@given(targets=cases())
+def test_value_gradient_and_metrics_equal_a_loop(options: dict[str, Any], tile: int, targets: Targets) -> None:
+    batch = batch_of(targets.row_ids_B.shape[0], targets.passage_ids_P.shape[0])
+    with tiles_of(tile):
+        assert_equals_brute(batch, targets, **options)
+        assert_metrics_equal_brute(batch, targets, **options)
+
+
+@pytest.mark.parametrize("tile", [2**20, 5], ids="tile{}".format)
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+@settings(max_examples=8, deadline=None)
+@given(targets=cases(), data=st.data())
+def test_the_ranks_parts_add_up_to_the_whole(
+    options: dict[str, Any], tile: int, targets: Targets, data: st.DataObject
+) -> None:
+    """In value, in every metric and in gradient, wherever the rows are cut; each rank has a row."""
+    B, P = targets.row_ids_B.shape[0], targets.passage_ids_P.shape[0]
+    cuts = sorted(data.draw(st.sets(st.integers(1, B - 1)))) if B > 1 else []
+    batch, loss = batch_of(B, P), build(**options)
+    assert loss.shares_rows  # type: ignore[attr-defined]
+    whole = loss(batch, targets)
+    with tiles_of(tile):
+        parts = [loss(batch, targets._replace(own_rows=own)) for own in pairwise([0, *cuts, B])]
+    total = torch.stack([part.loss for part in parts]).sum()
+    torch.testing.assert_close(total, whole.loss, rtol=0, atol=1e-10)
+    for name, value in whole.metrics.items():
+        assert sum(float(part.metrics[name]) for part in parts) == pytest.approx(float(value), abs=1e-10), name
+    values = [batch.query.dense_ND, batch.passage.dense_ND]
+    for a, b in zip(torch.autograd.grad(total, values), torch.autograd.grad(whole.loss, values), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-10)
 
 
 # On random vectors a negative margin masks nearly all, so its loss grows with the batch faster than a mean's may.
-@pytest.mark.parametrize("options", [o for o in OPTIONS if o != {"mask": {"margin": -0.1}}], ids=str)
+@pytest.mark.parametrize("options", [o for o in OPTIONS if o.get("mask", {}).get("margin") != -0.1], ids=str)
 def test_keeps_the_promises_of_a_loss(options: dict[str, Any]) -> None:
     check_loss(build(**options))
 
@@ -251,11 +308,22 @@ def test_metrics() -> None:
     assert not any(value.requires_grad for value in alone.metrics.values())
 
 
-def test_large_logits_do_not_overflow() -> None:
+@pytest.mark.parametrize("tile", [2**20, 1])
+def test_the_first_of_equals_is_the_most_similar(tile: int) -> None:
+    """The positive comes before its negatives: an equal one does not take its place."""
+    q, p = torch.ones(1, 1, dtype=torch.float64), torch.ones(3, 1, dtype=torch.float64)
+    with tiles_of(tile):
+        metrics = build(mask=OFF)(Batch(Embeddings(q), Embeddings(p)), targets_of([3])).metrics
+    assert metrics["accuracy"].item() == 1
+
+
+@pytest.mark.parametrize("tile", [2**20, 1])
+def test_large_logits_do_not_overflow(tile: int) -> None:
     q = torch.tensor([[100.0], [-100.0]], requires_grad=True)
     batch = Batch(Embeddings(q), Embeddings(torch.tensor([[100.0], [-100.0], [50.0]])))
-    loss = build(temperature=0.001, symmetric=True)(batch, targets_of([1, 2])).loss
-    loss.backward()
+    with tiles_of(tile):
+        loss = build(temperature=0.001, symmetric=True)(batch, targets_of([1, 2])).loss
+        loss.backward()
     assert loss.isfinite()
     assert q.grad is not None
     assert q.grad.isfinite().all()

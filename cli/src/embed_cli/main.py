@@ -67,6 +67,47 @@ def run(
     )
 
 
+Seed = Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")]
+
+
+@app.command()
+def explain(
+    step: Annotated[int, typer.Option(min=1, help="Optimizer step, from 1, as in the display.")],
+    plugin: PluginNames = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the run: who encodes what, in which chunks.")] = 1,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+) -> None:
+    """Print the exact batch of a step, without the steps before it: rows, texts, tokens, chunks."""
+    from embed_cli.explain_command import ExplainRequest, execute
+    from embed_cli.run_command import RunRequest
+
+    run = RunRequest(tuple(plugin or ()), config, tuple(set_ or ()), seed=seed, nproc=nproc, sanity=sanity)
+    execute(ExplainRequest(run, step, full, json_))
+
+
+@app.command()
+def prove(
+    plugin: PluginNames = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine and compare with one.")] = 2,
+    batches: Annotated[int, typer.Option(min=1, help="First batches of the run to compare.")] = 2,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
+) -> None:
+    """Compare this run's loss and gradient, chunked, cached, on several ranks, at every ZeRO stage; 1 on FAIL."""
+    from embed_cli.prove_command import ProveRequest, execute
+    from embed_cli.run_command import RunRequest
+
+    run = RunRequest(tuple(plugin or ()), config, tuple(set_ or ()), seed=seed, sanity=sanity)
+    execute(ProveRequest(run, ranks, batches))
+
+
 @app.command()
 def plugins(plugin: PluginNames = None) -> None:
     """Show installed, active (--plugin) and failed plugins, with package, version and cause."""
@@ -119,7 +160,7 @@ def _root(
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
 
-BUILT_IN = ("run", "plugins", "schema")
+BUILT_IN = ("run", "explain", "prove", "plugins", "schema")
 
 
 def add_plugin_commands(arguments: list[str]) -> None:

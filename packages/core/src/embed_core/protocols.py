@@ -57,6 +57,10 @@ class Loss(Protocol):
     """Maps a global batch's embeddings to a scalar. Never sees the model, never gathers.
 
     Embeddings come in fp32 (or wider) whatever the training precision. A loss may hold parameters; they are trained.
+
+    Every rank computes the whole loss, unless the class declares ``shares_rows = True``: then ``Targets.own_rows`` says
+    which rows are this rank's, and it returns their part of the mean and of each metric (their sum / B). The engine
+    adds the parts up, gradients included. A loss around another one shares rows if the inner one does.
     """
 
     def __call__(self, batch: Batch, targets: Targets) -> LossOutput: ...

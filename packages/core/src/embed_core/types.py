@@ -125,6 +125,8 @@ class Targets(NamedTuple):
     """float32 teacher scores, NaN where a row has none; ``None`` where no row has any."""
     step: int
     """Optimizer steps done before this one; survives a resume."""
+    own_rows: tuple[int, int] | None = None
+    """(start, stop) of the rows this rank computes; set for a loss that declares ``shares_rows``, else ``None``."""
 
     @property
     def positive_columns_B(self) -> Tensor:
@@ -136,7 +138,8 @@ class LossOutput(NamedTuple):
     """A loss and its terms."""
 
     loss: Tensor
-    """Scalar: the mean over the B rows of the global batch, the same on every rank."""
+    """Scalar: the mean over the B rows of the global batch, the same on every rank; where ``Targets.own_rows`` is set,
+    these rows' part of it: their sum / B, and the metrics are parts of sums likewise."""
     metrics: Mapping[str, Tensor]
     """Detached scalars by term name (``dense``, ``sparse``, …), for the display and the trackers."""
 

@@ -10,7 +10,7 @@ from typing import Any, TypeVar, Union, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
 
-from embed_core.config.base import Component, Recipe
+from embed_core.config.base import CheckpointConfig, Component, Recipe, SamplerConfig
 from embed_core.config.document import Document, KeyPath, lay_over
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError, EmbedError, did_you_mean
@@ -45,15 +45,31 @@ def resolve(registry: Registry, request: Request) -> RunConfig:
     recipe_fields = set(request.recipe.model_fields) if request.recipe else set()
     _check_roots(layers, recipe_fields, request.recipe)
     compiled, sanity = _compile(request, registry, layers, recipe_fields)
-    run: Any = lay_over(compiled, _only(request.document.data, recipe_fields, inside=False))
+    run: Any = _lay_over_run(compiled, _only(request.document.data, recipe_fields, inside=False))
     if request.sanity:
-        run = lay_over(run, {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}})
-    run = lay_over(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
+        run = _lay_over_run(run, {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}})
+    run = _lay_over_run(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
     if request.sanity:
-        run = lay_over(run, sanity)
-    run = lay_over(run, _only(request.overrides.data, recipe_fields, inside=False))
-    run = lay_over(run, _flags(request.flags))
+        run = _lay_over_run(run, sanity)
+    run = _lay_over_run(run, _only(request.overrides.data, recipe_fields, inside=False))
+    run = _lay_over_run(run, _flags(request.flags))
     return _validate(RunConfig, run, layers, registry)
+
+
+def _lay_over_run(run: Any, top: Mapping[str, Any]) -> Any:
+    """``top`` over ``run``. A component that changes its kind keeps what every kind of its slot has: another sampler
+    has the same batch size, another layout is saved as often."""
+    kept: dict[str, Any] = {}
+    for name, base in (("sampler", SamplerConfig), ("checkpoint", CheckpointConfig)):
+        old, new = run.get(name), top.get(name)
+        if (
+            isinstance(old, Mapping)
+            and isinstance(new, Mapping)
+            and new.get("kind", old.get("kind")) != old.get("kind")
+        ):
+            shared = {key: old[key] for key in base.model_fields if key in old and key != "kind"}
+            kept[name] = {**shared, **new}
+    return lay_over(run, {**top, **kept})
 
 
 def _compile(

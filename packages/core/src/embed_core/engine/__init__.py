@@ -1,1 +1,1 @@
-"""The one loop. Reading order: run, trainer, step, batch, chunking, gather, sharding, resume."""
+"""The one loop. Read run, trainer, step, host_batch, chunking, gather, sharding, resume; then explain and prove."""

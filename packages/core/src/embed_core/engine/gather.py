@@ -1,9 +1,13 @@
 """Gather a global batch's embeddings on every rank, gradient intact.
 
-Every rank then computes the same loss of the same global batch, so each already holds the whole gradient of its own
-texts: the backward of the gather is a slice, no communication. It is multiplied by the number of ranks because the
-data-parallel reduction of the weights' gradients averages, where the chain rule sums. Parameters of a loss see the
+As a rule every rank then computes the same loss of the same global batch, so each already holds the whole gradient of
+its own texts: the backward of the gather is a slice, no communication. It is multiplied by the number of ranks because
+the data-parallel reduction of the weights' gradients averages, where the chain rule sums. Parameters of a loss see the
 plain average of equal gradients. FlagEmbedding (local gradient only, averaged: 1/W) and others get this wrong.
+
+A loss that shares the rows among the ranks returns its rows' part. :func:`sum_parts` adds up the values and multiplies
+the gradient of the part by the number of ranks, a loss's own parameters included; the backward of the gather then adds
+up what the ranks' parts say of each text, and slices.
 """
 
 from __future__ import annotations
@@ -18,21 +22,55 @@ from torch import Tensor
 from embed_core.embeddings import offsets_of
 from embed_core.engine.host_batch import HostBatch
 from embed_core.engine.ranks import Ranks
-from embed_core.types import Embeddings, MultiVectors, SparseVectors, Targets
+from embed_core.types import Embeddings, LossOutput, MultiVectors, SparseVectors, Targets
 
 
 class _GatherRows(torch.autograd.Function):
     """[n_r, …] on each rank r → [Σ n_r, …] in rank order, on every rank."""
 
     @staticmethod
-    def forward(ctx: Any, local: Tensor, sizes: Sequence[int], rank: int) -> Tensor:
-        ctx.start, ctx.size, ctx.world = sum(sizes[:rank]), sizes[rank], len(sizes)
+    def forward(ctx: Any, local: Tensor, sizes: Sequence[int], rank: int, parts: bool) -> Tensor:
+        ctx.start, ctx.size, ctx.world, ctx.parts = sum(sizes[:rank]), sizes[rank], len(sizes), parts
         return _gather_padded(local, sizes)
 
     @staticmethod
-    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None]:
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None, None, None]:
         (gradient,) = gradients
-        return gradient[ctx.start : ctx.start + ctx.size] * ctx.world, None, None
+        own = slice(ctx.start, ctx.start + ctx.size)
+        if ctx.parts:
+            return _all_reduced(gradient)[own], None, None, None
+        return gradient[own] * ctx.world, None, None, None
+
+
+class _SumParts(torch.autograd.Function):
+    """[n] → the sum over the ranks, on every rank; the gradient is this rank's times the number of ranks."""
+
+    @staticmethod
+    def forward(ctx: Any, part: Tensor, world_size: int) -> Tensor:
+        ctx.world = world_size
+        return _all_reduced(part)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient * ctx.world, None
+
+
+def _all_reduced(part: Tensor) -> Tensor:
+    import torch.distributed as dist
+
+    whole = part.clone(memory_format=torch.contiguous_format)
+    dist.all_reduce(whole)
+    return whole
+
+
+def sum_parts(part: LossOutput, ranks: Ranks) -> LossOutput:
+    """The whole loss and metrics, the same on every rank, from each rank's part of them (see ``Targets.own_rows``)."""
+    if ranks.world_size == 1:
+        return part
+    parts = torch.stack([part.loss, *(value.to(part.loss) for value in part.metrics.values())])
+    whole = _SumParts.apply(parts, ranks.world_size)
+    return LossOutput(whole[0], dict(zip(part.metrics, whole[1:].detach(), strict=True)))
 
 
 def _gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
@@ -47,12 +85,15 @@ def _gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
     return torch.cat([part[:size] for part, size in zip(parts, sizes, strict=True)])
 
 
-def gather_rows(local: Tensor, ranks: Ranks, sizes: Sequence[int] | None = None) -> Tensor:
-    """Rows of every rank, in rank order; differentiable. ``sizes`` saves a collective where they are known."""
+def gather_rows(local: Tensor, ranks: Ranks, sizes: Sequence[int] | None = None, *, parts: bool = False) -> Tensor:
+    """Rows of every rank, in rank order; differentiable. ``sizes`` saves a collective where they are known.
+
+    ``parts``: each rank's gradient is that of its part of the loss, so the backward sums over the ranks.
+    """
     if ranks.world_size == 1:
         return local
     sizes = sizes if sizes is not None else _sizes(local, ranks)
-    result: Tensor = _GatherRows.apply(local, sizes, ranks.rank)
+    result: Tensor = _GatherRows.apply(local, sizes, ranks.rank, parts)
     return result
 
 
@@ -65,22 +106,23 @@ def _sizes(local: Tensor, ranks: Ranks) -> list[int]:
     return [int(size) for size in torch.cat(all_sizes).tolist()]
 
 
-def gather_embeddings(e: Embeddings, ranks: Ranks) -> Embeddings:
-    """The texts of every rank, in rank order."""
+def gather_embeddings(e: Embeddings, ranks: Ranks, *, parts: bool = False) -> Embeddings:
+    """The texts of every rank, in rank order; ``parts`` as in :func:`gather_rows`."""
     if ranks.world_size == 1:
         return e
     dense_ND, sparse, multi = None, None, None
     if e.dense_ND is not None:
-        dense_ND = gather_rows(e.dense_ND, ranks)
+        dense_ND = gather_rows(e.dense_ND, ranks, parts=parts)
     if e.sparse is not None:
         sizes = _sizes(e.sparse.weights_K, ranks)
         sparse = SparseVectors(
-            gather_rows(e.sparse.weights_K, ranks, sizes),
+            gather_rows(e.sparse.weights_K, ranks, sizes, parts=parts),
             gather_rows(e.sparse.ids_K, ranks, sizes),
             _gather_offsets(e.sparse.offsets_N1, ranks),
         )
     if e.multi is not None:
-        multi = MultiVectors(gather_rows(e.multi.vectors_TC, ranks), _gather_offsets(e.multi.offsets_N1, ranks))
+        vectors_TC = gather_rows(e.multi.vectors_TC, ranks, parts=parts)
+        multi = MultiVectors(vectors_TC, _gather_offsets(e.multi.offsets_N1, ranks))
     return Embeddings(dense_ND, sparse, multi)
 
 
@@ -92,7 +134,6 @@ class GlobalBatch:
     """Indices and targets of the global batch, gathered from the ranks' host batches."""
 
     def __init__(self, host: HostBatch, step: int, ranks: Ranks) -> None:
-        self.rows, self.tokens = host.rows, host.tokens
         columns = _gather_columns(host, ranks)
         base = np.cumsum([0, *columns["texts"][:-1]])
         queries = [index + start for index, start in zip(columns["query_index"], base, strict=True)]
@@ -112,7 +153,9 @@ class GlobalBatch:
             scores_P=None if bool(scores_P.isnan().all()) else scores_P,
             step=step,
         )
-        self.rows = sum(len(part) for part in columns["row_ids"])
+        shares = [len(part) for part in columns["row_ids"]]
+        self.rows = sum(shares)
+        self.own_rows = (sum(shares[: ranks.rank]), sum(shares[: ranks.rank + 1]))
         self.tokens = int(sum(columns["tokens"]))
 
 

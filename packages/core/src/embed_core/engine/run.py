@@ -151,7 +151,7 @@ class _Session:
 
     def _build(self, context: BuildContext) -> Components:
         """Dataset first: a missing file shows before a large model has loaded, and a from-scratch one needs it."""
-        _seed_everything(self.config.seed)
+        seed_everything(self.config.seed)
         dataset = context.dataset()
         evaluators = tuple(e.build(context, dataset) for e in self.config.evaluation)
         sampler = self.config.sampler.build(context, dataset)
@@ -323,7 +323,8 @@ class _Session:
         return answered
 
 
-def _seed_everything(seed: int) -> None:
+def seed_everything(seed: int) -> None:
+    """Python's, numpy's and torch's generators: what a component draws while it is built is then the same again."""
     import numpy as np
     import torch
 

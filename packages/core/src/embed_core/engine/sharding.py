@@ -83,7 +83,7 @@ def initialize(
         lr=settings.learning_rate,
         betas=(settings.beta1, settings.beta2),
         eps=settings.epsilon,
-        fused=ranks.on_cuda,
+        fused=True,
     )
     built = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(engine, train, ranks))
     return built[0]

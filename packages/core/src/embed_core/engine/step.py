@@ -17,7 +17,7 @@ from torch import Tensor
 from embed_core.config.run import EngineConfig
 from embed_core.embeddings import concat, detach, map_values, select, values
 from embed_core.engine import chunking
-from embed_core.engine.gather import GlobalBatch, gather_embeddings
+from embed_core.engine.gather import GlobalBatch, gather_embeddings, sum_parts
 from embed_core.engine.host_batch import HostBatch
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.seeds import seed_of
@@ -86,9 +86,12 @@ class Step:
         return output
 
     def _loss(self, local: Embeddings, shared: GlobalBatch) -> LossOutput:
-        texts = gather_embeddings(local, self.ranks)
+        parts = self.ranks.world_size > 1 and getattr(self.loss, "shares_rows", False)
+        texts = gather_embeddings(local, self.ranks, parts=parts)
         batch = Batch(select(texts, shared.query_index_B), select(texts, shared.passage_index_P))
-        return self.loss(batch, shared.targets)
+        if not parts:
+            return self.loss(batch, shared.targets)
+        return sum_parts(self.loss(batch, shared.targets._replace(own_rows=shared.own_rows)), self.ranks)
 
     def _loss_parameters(self) -> Sequence[Tensor]:
         return list(self.loss.parameters()) if isinstance(self.loss, torch.nn.Module) else []

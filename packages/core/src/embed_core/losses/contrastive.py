@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embed_core.losses.known import KnownPositives
+
 if TYPE_CHECKING:
     from embed_core.losses.config import MaskConfig
     from embed_core.types import Targets
@@ -35,13 +37,9 @@ def known_positives(targets: Targets, mask: MaskConfig) -> Tensor:
     Rows with the same query text share their positives. Cost: sorting the hashes, and O(B·P); no loop over rows.
     """
     B, P = targets.row_ids_B.shape[0], targets.passage_ids_P.shape[0]
-    known_BP = torch.zeros(B, P, dtype=torch.bool, device=targets.passage_ids_P.device)
-    own_B = targets.positive_columns_B
-    if mask.same_text:
-        known_BP |= _is_positive(targets, targets.passage_ids_P)
-    if mask.same_id:
-        known_BP |= _is_positive(targets, targets.passage_keys_P) & (targets.passage_keys_P != 0)
-    known_BP.scatter_(1, own_B.unsqueeze(1), False)
+    known_BP = KnownPositives(targets, mask).tile(slice(0, B), slice(0, P))
+    if known_BP is None:
+        return torch.zeros(B, P, dtype=torch.bool, device=targets.passage_ids_P.device)
     return known_BP
 
 
@@ -84,19 +82,3 @@ def share(mask_BP: Tensor, allowed_BP: Tensor | None = None) -> Tensor:
     candidates = mask_BP.numel() if allowed_BP is None else allowed_BP.sum()
     masked = (mask_BP if allowed_BP is None else mask_BP & allowed_BP).sum()
     return masked / max(int(candidates) - B, 1)
-
-
-def _is_positive(targets: Targets, values_P: Tensor) -> Tensor:
-    """``[B, P]``: is the hash of a passage among the known positives of any row with this row's query text?"""
-    query_B, own_B = targets.query_ids_B, targets.positive_columns_B
-    queries, group_B = torch.unique(query_B, return_inverse=True)
-    distinct_U, column_P = torch.unique(values_P, return_inverse=True)
-    row_K = rows_of(targets.positive_offsets_B1, targets.positives_K.shape[0])
-    # The drawn positive is a known positive even where the dataset does not list it.
-    value_K = torch.cat([targets.positives_K, values_P[own_B]])
-    group_K = torch.cat([group_B[row_K], group_B])
-    place_K = torch.searchsorted(distinct_U, value_K).clamp_(max=distinct_U.shape[0] - 1)
-    found_K = distinct_U[place_K] == value_K
-    table_GU = torch.zeros(queries.shape[0], distinct_U.shape[0], dtype=torch.bool, device=query_B.device)
-    table_GU[group_K[found_K], place_K[found_K]] = True
-    return table_GU[group_B][:, column_P]

@@ -8,7 +8,9 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.losses import contrastive
-from embed_core.scoring.dense import dense_scores
+from embed_core.losses.known import KnownPositives
+from embed_core.losses.search import Found, Search, fits, search
+from embed_core.scoring.need import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -21,42 +23,90 @@ class InfoNCE(nn.Module):
 
     ``s`` is the dot product, b⁺ the first passage of row b's group. Groups may differ in size and have no negatives.
     ``symmetric`` averages it with the same over ``s[b',b⁺]``, the queries b' competing for each positive.
+    Memory is O((B + P)·D): large tables of similarities are computed in tiles, twice (:mod:`embed_core.losses.search`).
+    On several ranks each computes the rows it drew.
     Metrics: ``loss``; ``accuracy``, the share of queries that rank their positive first; ``masked``, the share of
     candidate negatives left out as false ones.
     """
+
+    shares_rows = True
 
     def __init__(self, config: InfoNCEConfig) -> None:
         super().__init__()
         self.config = config
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean over the B rows. Raises ConfigError where the model gives no dense vectors."""
-        config, own_B = self.config, targets.positive_columns_B
-        similarity_BP = dense_scores(batch.query, batch.passage)
-        allowed_BP = None if config.in_batch else contrastive.own_group(targets)
-        known_BP = contrastive.known_positives(targets, config.mask)
-        false_BP = self._with_margin(known_BP, similarity_BP, own_B)
-        mask_BP = false_BP if allowed_BP is None else false_BP | ~allowed_BP
-        logits_BP = similarity_BP / config.temperature
-        loss = contrastive.cross_entropy(logits_BP, mask_BP, own_B).mean()
-        if config.symmetric:
-            loss = (loss + self._opposite(similarity_BP, known_BP, own_B)) / 2
+        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
+        query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
+        if query_BD is None or passage_PD is None:
+            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+        B, P = query_BD.shape[0], passage_PD.shape[0]
+        own = slice(*(targets.own_rows or (0, B)))
+        if self.config.in_batch:
+            found, opposite = self._among_all(query_BD, passage_PD, targets, own)
+        else:
+            found, opposite = self._in_groups(query_BD, passage_PD, targets, own), None
+        loss = found.loss_N.sum() / B
+        if opposite is not None:
+            loss = (loss + opposite.loss_N.sum() / B) / 2
+        negatives = (B * P if self.config.in_batch else P) - B
         return LossOutput(
             loss,
             {
                 "loss": loss.detach(),
-                "accuracy": contrastive.accuracy(logits_BP, mask_BP, own_B),
-                "masked": contrastive.share(false_BP, allowed_BP),
+                "accuracy": found.correct.to(loss.dtype) / B,
+                "masked": found.masked.to(loss.dtype) / max(negatives, 1),
             },
         )
 
-    def _opposite(self, similarity_BP: Tensor, known_BP: Tensor, own_B: Tensor) -> Tensor:
-        """Each positive looks for its query: a query that has it as a known positive is no negative of it."""
-        similarity_BB = similarity_BP[:, own_B].T
-        diagonal_B = torch.arange(own_B.shape[0], device=own_B.device)
-        mask_BB = self._with_margin(known_BP[:, own_B].T, similarity_BB, diagonal_B)
-        return contrastive.cross_entropy(similarity_BB / self.config.temperature, mask_BB, diagonal_B).mean()
+    def _among_all(
+        self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice
+    ) -> tuple[Found, Found | None]:
+        """The rows ``own`` among all passages and, where symmetric, their positives among all queries."""
+        mask, positives_B, rows_ND = self.config.mask, targets.positive_columns_B, query_BD[own]
+        table_NP = rows_ND @ passage_PD.T if fits(rows_ND, passage_PD) else None
+        task = self._task(positives_B[own], KnownPositives(targets, mask), own.start)
+        found = search(rows_ND, passage_PD, task, table_NP)
+        if not self.config.symmetric:
+            return found, None
+        # A query that has the positive as a known one is no negative of it.
+        known = KnownPositives(targets, mask, positives_B)
+        diagonal_N = torch.arange(own.start, own.stop, device=positives_B.device)
+        task = self._task(diagonal_N, known, own.start, transposed=True)
+        table_NB = None
+        if table_NP is not None and table_NP.shape[0] == query_BD.shape[0]:
+            table_NB = table_NP[:, positives_B].T
+        return found, search(passage_PD[positives_B[own]], query_BD, task, table_NB)
 
-    def _with_margin(self, mask_BP: Tensor, similarity_BP: Tensor, own_B: Tensor) -> Tensor:
-        margin = self.config.mask.margin
-        return mask_BP if margin is None else mask_BP | contrastive.above_positive(similarity_BP, own_B, margin)
+    def _task(self, positive_N: Tensor, known: KnownPositives, first: int, *, transposed: bool = False) -> Search:
+        """``first``: the row of the batch that is row 0 of the search."""
+
+        def false(rows: slice, columns: slice) -> Tensor | None:
+            rows = slice(rows.start + first, rows.stop + first)
+            if not transposed:
+                return known.tile(rows, columns)
+            tile = known.tile(columns, rows)
+            return None if tile is None else tile.T
+
+        return Search(positive_N, false, self.config.temperature, self.config.mask.margin)
+
+    def _in_groups(self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice) -> Found:
+        """Each row among its own group, flat: a table of rows and columns would be nearly all masked."""
+        config, groups_B1 = self.config, targets.groups_B1
+        row_P = contrastive.rows_of(groups_B1, passage_PD.shape[0])
+        false_P = KnownPositives(targets, config.mask).pairs(row_P)
+        low, high = int(groups_B1[own.start]), int(groups_B1[own.stop])
+        positive_N, row_K, false_K = groups_B1[own] - low, row_P[low:high] - own.start, false_P[low:high]
+        similarity_K = (query_BD[own][row_K] * passage_PD[low:high]).sum(-1)
+        if config.mask.margin is not None:
+            above_K = similarity_K.detach() > (similarity_K.detach()[positive_N] + config.mask.margin)[row_K]
+            above_K[positive_N] = False
+            false_K = false_K | above_K
+        logits_K = contrastive.masked_logits(similarity_K / config.temperature, false_K)
+        largest_N = logits_K.new_zeros(positive_N.shape[0]).scatter_reduce(
+            0, row_K, logits_K.detach(), "amax", include_self=False
+        )
+        sum_N = torch.zeros_like(largest_N).index_add(0, row_K, (logits_K - largest_N[row_K]).exp())
+        # The positive is the first of its group, so equals do not take its place.
+        correct = (logits_K.detach()[positive_N] == largest_N).sum()
+        return Found(sum_N.log() + largest_N - logits_K[positive_N], correct, false_K.sum())
