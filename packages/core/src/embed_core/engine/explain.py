@@ -12,7 +12,7 @@ from embed_core.engine import chunking
 from embed_core.engine.host_batch import HostBatch, prepare
 from embed_core.engine.parts import Parts
 from embed_core.engine.ranks import Ranks
-from embed_core.engine.sharding import effective_stage
+from embed_core.engine.sharding import needs_equal_chunks
 from embed_core.engine.trainer import Pace
 from embed_core.errors import ConfigError
 from embed_core.protocols import Announce, Dataset
@@ -179,7 +179,7 @@ def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig) -> list[ChunkView]
     """As :class:`embed_core.engine.step.Chunks` cuts them: where sharding asks for it, as many on every rank."""
     lengths = [[one.length for one in host.encoded] for host in hosts]
     cuts = [chunking.cut(each, engine.token_budget) for each in lengths]
-    if effective_stage(engine) >= 2 and len(hosts) > 1:
+    if needs_equal_chunks(engine, len(hosts)):
         most = max(map(len, cuts))
         cuts = [chunking.cut(each, engine.token_budget, most) for each in lengths]
     return [

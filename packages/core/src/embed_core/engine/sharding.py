@@ -66,6 +66,14 @@ def effective_stage(engine: EngineConfig) -> int:
     return 1 if engine.precision != "fp32" and engine.zero_stage == 0 else engine.zero_stage
 
 
+def needs_equal_chunks(engine: EngineConfig, world_size: int) -> bool:
+    """Whether every rank must run as many chunks as the one that needs most.
+
+    Under ZeRO-3 a forward is a collective, and under ZeRO-2 a backward, of which the cached strategy has one per chunk.
+    """
+    return world_size > 1 and effective_stage(engine) >= 2
+
+
 def initialize(
     module: Trainable, engine: EngineConfig, train: TrainConfig, ranks: Ranks, announce: Announce = print
 ) -> Any:

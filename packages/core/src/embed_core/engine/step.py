@@ -21,7 +21,7 @@ from embed_core.engine.gather import GlobalBatch, gather_embeddings, sum_parts
 from embed_core.engine.host_batch import HostBatch
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.seeds import seed_of
-from embed_core.engine.sharding import effective_stage
+from embed_core.engine.sharding import needs_equal_chunks
 from embed_core.protocols import Loss, Model
 from embed_core.types import Batch, Embeddings, Encoded, LossOutput
 
@@ -98,11 +98,7 @@ class Step:
 
 
 class Chunks:
-    """This rank's distinct texts, sorted by length and cut to the token budget.
-
-    Under ZeRO-3 a forward is a collective, and under ZeRO-2 a backward (one per chunk when cached): every rank cuts as
-    many chunks as the one that needs most.
-    """
+    """This rank's distinct texts, sorted by length and cut to the token budget, as often as all ranks must."""
 
     def __init__(
         self, encoded: Sequence[Encoded], model: Model, config: EngineConfig, ranks: Ranks, seed: int | None = None
@@ -110,7 +106,7 @@ class Chunks:
         self._encoded, self._model, self._ranks, self._seed = encoded, model, ranks, seed
         lengths = [item.length for item in encoded]
         self._chunks = chunking.cut(lengths, config.token_budget)
-        if effective_stage(config) >= 2 and ranks.world_size > 1:
+        if needs_equal_chunks(config, ranks.world_size):
             self._chunks = chunking.cut(lengths, config.token_budget, ranks.largest(len(self._chunks)))
         self.padded_tokens = chunking.padded_tokens(lengths, self._chunks)
 
