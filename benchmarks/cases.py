@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from typing import Any
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class System:
     """Module of this folder that trains with it."""
     strategy: str = "direct"
     """``direct`` or ``cached`` (GradCache)."""
+    precision: str | None = None
+    """Instead of its case's: where each system is left to its own default (``auto`` is embed's)."""
 
 
 @dataclass(frozen=True)
@@ -29,7 +32,7 @@ class Ratio:
 
 @dataclass(frozen=True)
 class Case:
-    """Equal settings for all systems: fp32, AdamW without weight decay, clipping at 1, linear decay, no warm-up."""
+    """Equal settings for all systems: AdamW without weight decay, clipping at 1, linear decay, no warm-up."""
 
     name: str
     title: str
@@ -50,6 +53,8 @@ class Case:
     query_max_len: int
     passage_max_len: int
     """Tokens, special ones included."""
+    precision: str = "bf16"
+    """``fp32`` or ``bf16``, for all systems, unless they say otherwise."""
     learning_rate: float = 1e-4
     mini_batch_size: int = 32
     """Texts of a chunk of sentence-transformers' cached loss; ours cuts by tokens."""
@@ -63,69 +68,93 @@ class Case:
 EMBED, CACHED = System("embed", "train_embed"), System("embed cached", "train_embed", "cached")
 ST, ST_CACHED = "sentence-transformers", "sentence-transformers cached"
 FLAG = "FlagEmbedding"
-ENCODER = {"vocab_size": 16_000, "hidden": 128, "layers": 4, "heads": 4}
-SMALL = {"hidden": 64, "layers": 2, "heads": 4, "query_max_len": 64, "passage_max_len": 128}
-M3_SYSTEMS = (EMBED, System(FLAG, "train_flagembedding"))
+ENCODER: dict[str, Any] = {"vocab_size": 16_000, "hidden": 128, "layers": 4, "heads": 4}
+SMALL: dict[str, Any] = {"hidden": 64, "layers": 2, "heads": 4, "query_max_len": 64, "passage_max_len": 128}
+M3 = "BGE-M3 unified, groups of 8, teacher scores and self-distillation, batch 8"
+
+MNRL = Case(
+    name="mnrl",
+    title="MultipleNegativesRankingLoss, batch 32, 512 tokens, 4×128 model",
+    loss="mnrl",
+    systems=(EMBED, System(ST, "train_sentence_transformers")),
+    ratios=(Ratio("embed", ST, 3.5),),
+    batch_size=32,
+    # In bf16 a CPU compiles each shape it meets: the first steps of every system are slow.
+    steps=18,
+    skip=6,
+    repeats=3,
+    query_max_len=512,
+    passage_max_len=512,
+    **ENCODER,
+)
+CACHE = Case(
+    name="cached",
+    title="CachedMultipleNegativesRankingLoss, batch 256, 512 tokens, 4×128 model",
+    loss="mnrl",
+    systems=(EMBED, CACHED, System(ST_CACHED, "train_sentence_transformers", "cached")),
+    ratios=(
+        Ratio("embed cached", ST_CACHED, 3.0),
+        Ratio("embed", ST_CACHED, 3.0),
+        Ratio("embed cached", "embed", 1 / 1.40),  # the cost of caching, at most 1.40
+    ),
+    batch_size=256,
+    steps=5,
+    skip=2,
+    repeats=2,
+    query_max_len=512,
+    passage_max_len=512,
+    **ENCODER,
+)
+UNIFIED = Case(
+    name="m3",
+    title=f"{M3}, V = 16,000",
+    loss="m3",
+    systems=(EMBED, System(FLAG, "train_flagembedding")),
+    ratios=(Ratio("embed", FLAG, 4.0),),
+    batch_size=8,
+    steps=18,
+    skip=6,
+    repeats=3,
+    vocab_size=16_000,
+    **SMALL,
+)
+UNIFIED_LARGE = replace(
+    UNIFIED,
+    name="m3-large",
+    title=f"{M3}, V = 250,002",
+    ratios=(Ratio("embed", FLAG, 15.0),),
+    vocab_size=250_002,
+    steps=5,
+    skip=1,
+    repeats=2,
+)
+
+
+def in_fp32(case: Case) -> Case:
+    """The same in the other precision."""
+    return replace(case, name=f"{case.name}-fp32", precision="fp32")
+
+
+def by_default(case: Case) -> Case:
+    """The same, each system in the precision that it has by itself: fp32, and what `auto` chooses."""
+    systems = tuple(replace(s, precision="auto" if s.script == "train_embed" else "fp32") for s in case.systems)
+    return replace(case, name=f"{case.name}-defaults", precision="each its default", systems=systems)
+
 
 CASES = (
-    Case(
-        name="mnrl",
-        title="MultipleNegativesRankingLoss, batch 32, 512 tokens, 4×128 model",
-        loss="mnrl",
-        systems=(EMBED, System(ST, "train_sentence_transformers")),
-        ratios=(Ratio("embed", ST, 3.5),),
-        batch_size=32,
-        steps=9,
-        skip=2,
-        repeats=3,
-        query_max_len=512,
-        passage_max_len=512,
-        **ENCODER,
-    ),
-    Case(
-        name="cached",
-        title="CachedMultipleNegativesRankingLoss, batch 256, 512 tokens, 4×128 model",
-        loss="mnrl",
-        systems=(EMBED, CACHED, System(ST_CACHED, "train_sentence_transformers", "cached")),
-        ratios=(
-            Ratio("embed cached", ST_CACHED, 3.0),
-            Ratio("embed", ST_CACHED, 3.0),
-            Ratio("embed cached", "embed", 1 / 1.40),  # the cost of caching, at most 1.40
-        ),
-        batch_size=256,
-        steps=3,
-        skip=1,
-        repeats=2,
-        query_max_len=512,
-        passage_max_len=512,
-        **ENCODER,
-    ),
-    Case(
-        name="m3",
-        title="BGE-M3 unified, groups of 8, teacher scores and self-distillation, batch 8, V = 4,002",
-        loss="m3",
-        systems=M3_SYSTEMS,
-        ratios=(Ratio("embed", FLAG, 4.0),),
-        batch_size=8,
-        steps=25,
-        skip=5,
-        repeats=3,
-        vocab_size=4_002,
-        **SMALL,
-    ),
-    Case(
-        name="m3-large",
-        title="BGE-M3 unified, groups of 8, teacher scores and self-distillation, batch 2, V = 250,002",
-        loss="m3",
-        systems=M3_SYSTEMS,
-        ratios=(Ratio("embed", FLAG, 15.0),),
-        batch_size=2,
-        steps=10,
-        skip=2,
-        repeats=3,
-        vocab_size=250_002,
-        **SMALL,
-    ),
+    MNRL,
+    CACHE,
+    UNIFIED,
+    by_default(MNRL),
+    by_default(UNIFIED),
+    in_fp32(MNRL),
+    in_fp32(CACHE),
+    in_fp32(UNIFIED),
+    replace(UNIFIED, name="m3-4002", title=f"{M3}, V = 4,002", vocab_size=4_002),
+    UNIFIED_LARGE,
+    in_fp32(UNIFIED_LARGE),
 )
-LARGE = ("m3-large",)
-"""Cases that need several GB and run only when they are asked for."""
+LARGE = ("m3-large", "m3-large-fp32")
+"""Cases that need 20 GB and run only when they are asked for."""
+MAIN = ("mnrl", "cached", "m3", "mnrl-defaults", "m3-defaults")
+"""What runs when nothing is asked for."""

@@ -46,7 +46,7 @@ def ratios(case: Case, over: str, under: str, repeats: Repeats, *, cpu: bool = F
 def case_report(case: Case, repeats: Repeats, tokens_per_row: float) -> str:
     """A section."""
     tables = speeds(case, repeats, tokens_per_row), comparison(case, repeats), curves(case, repeats)
-    parts = [f"### {case.title}", *tables]
+    parts = [f"### {case.title} ({case.precision})", *tables]
     return "\n\n".join(parts) + "\n"
 
 
@@ -75,13 +75,15 @@ def comparison(case: Case, repeats: Repeats) -> str:
         wall = ratios(case, ratio.over, ratio.under, repeats)
         name, target = f"{ratio.over} / {ratio.under}", f"{ratio.target:.2f}"
         if not wall:
-            rows.append([name, "no pair", "", target, "not measured"])
+            rows.append([name, "no pair", "", target, "not measured", ""])
             continue
         low, middle, high = spread(wall)
         cpu = median(ratios(case, ratio.over, ratio.under, repeats, cpu=True))
         met = "met" if middle >= ratio.target else "**missed**"
-        rows.append([name, f"{middle:.2f}× ({low:.2f}–{high:.2f})", f"{cpu:.2f}×", target, met])
-    return table(["rows/s of", "ratio, median (min–max)", "by CPU time", "at least", ""], rows)
+        pairs = zip(repeats[ratio.over], repeats[ratio.under], strict=True)
+        memory = median([a.peak_mib / b.peak_mib for a, b in pairs if a and b])
+        rows.append([name, f"{middle:.2f}× ({low:.2f}–{high:.2f})", f"{cpu:.2f}×", target, met, f"{memory:.2f}×"])
+    return table(["rows/s of", "ratio, median (min–max)", "by CPU time", "at least", "", "peak memory"], rows)
 
 
 def curves(case: Case, repeats: Repeats, lines: int = 8) -> str:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, LARGE, Case, System
+from benchmarks.cases import CASES, LARGE, MAIN, Case, System
 from benchmarks.fixture import NEGATIVES, ROOT, SEED, read_rows, tokens_per_row, write_model, write_rows
 from benchmarks.report import Measurement, case_report
 
@@ -62,15 +62,15 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def default_cases(large: bool) -> list[Case]:
-    """All, but the large ones only where asked for."""
-    return [case for case in CASES if large or case.name not in LARGE]
+    """The main ones, and the large ones where asked for."""
+    return [case for case in CASES if case.name in MAIN or (large and case.name in LARGE)]
 
 
 def heading(data: str) -> str:
     """When, on what, with which versions, by which command."""
     command = " ".join(["python -m benchmarks.run", *sys.argv[1:]])
     return (
-        f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n\n{hardware()}; one core per process, fp32; data: {data}; "
+        f"## {datetime.now(UTC):%Y-%m-%d %H:%M} UTC\n\n{hardware()}; one core per process; data: {data}; "
         f"{', '.join(f'{name} {installed(name)}' for name in PACKAGES)}.\n\n    {command}\n\n"
     )
 
@@ -122,6 +122,7 @@ def order(case: Case, system: System, model: Path, plain: Path, ordered: Path, p
         "output": str(place / "run"),
         "measured": str(place / "measured.json"),
         "strategy": system.strategy,
+        "precision": system.precision or case.precision,
         "seed": SEED,
         "group_size": NEGATIVES + 1 if case.loss == "m3" else 1,
     } | {name: getattr(case, name) for name in same}

@@ -58,7 +58,7 @@ def main() -> None:
         "sampler": {"kind": "shuffled", "batch_size": order["batch_size"]},
         "loss": {"mask": {"same_text": False, "same_id": False}},
         "checkpoint": {"every_minutes": 0},
-        "engine": {"strategy": order["strategy"]},
+        "engine": {"strategy": order["strategy"], "precision": order["precision"]},
         "tracking": {"report_to": []},
     }
     observer = ClockObserver(Clock(), Path(order["measured"]), order["batch_size"])

@@ -31,6 +31,7 @@ def arguments(order: Mapping[str, Any]) -> list[str]:
         "lr_scheduler_type": "linear",
         "train_sampling_strategy": "sequential",
         "dataloader_drop_last": True,
+        "bf16": order["precision"] == "bf16",
         "unified_finetuning": True,
         "use_self_distill": True,
         "knowledge_distillation": True,

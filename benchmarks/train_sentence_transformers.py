@@ -11,7 +11,7 @@ from benchmarks.clock import Clock, read_order, trainer_callback
 
 def main() -> None:
     """The one run, as its documentation does it; only the order of the rows is given, so that all see the same."""
-    from datasets import Dataset  # type: ignore[import-untyped]
+    from datasets import Dataset
     from sentence_transformers import SentenceTransformer, SentenceTransformerTrainer, losses
     from sentence_transformers import SentenceTransformerTrainingArguments as Arguments
 
@@ -38,6 +38,7 @@ def main() -> None:
         report_to="none",
         disable_tqdm=True,
         use_cpu=True,
+        bf16=order["precision"] == "bf16",
         seed=order["seed"],
     )
     callback = trainer_callback(clock)

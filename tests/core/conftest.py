@@ -27,6 +27,7 @@ SMALL = (
     "train.max_steps=4",
     "tracking.report_to=[]",
     "checkpoint.every_minutes=0",
+    "engine.precision=fp32",
 )
 
 

@@ -8,11 +8,12 @@ from typing import Any
 
 import pytest
 
+from embed_core import builtins
 from embed_core.config.base import SLOT_BASES
 from embed_core.config.run import RunConfig
 from embed_core.config.schema import recipe_schema, run_schema
 from embed_core.plugins import activate
-from embed_core.registry import SLOTS
+from embed_core.registry import SLOTS, Registry
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:
@@ -58,7 +59,9 @@ def test_every_kind_is_in_its_slot() -> None:
 
 
 def test_a_slot_without_a_kind_allows_nothing() -> None:
-    _, registry = activate([])
+    registry = Registry()
+    for config in (*builtins.embed_register_losses(), *builtins.embed_register_datasets()):
+        registry.add(config.slot, config, "core")
     assert registry.kinds("model") == {}
     schema = run_schema(registry)
     assert resolved(schema, resolved(schema, schema)["properties"]["model"]) == {"title": "model", "not": {}}

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -46,11 +47,13 @@ class Rowwise(LossConfig):
 
     kind: Literal["rowwise"] = "rowwise"
     factor: float = 1.0
+    bad_step: int = -1
 
     def build(self, context: Any) -> Any:
         def loss(batch: Batch, targets: Targets) -> LossOutput:
             positive_BD = batch.passage.dense_ND[targets.positive_columns_B]
-            value = self.factor * (1 - (batch.query.dense_ND * positive_BD).sum(1)).mean()
+            factor = math.nan if targets.step == self.bad_step else self.factor
+            value = factor * (1 - (batch.query.dense_ND * positive_BD).sum(1)).mean()
             return LossOutput(value, {"rowwise": value.detach()})
 
         return loss
@@ -192,7 +195,7 @@ def test_an_unknown_best_metric_shows_before_the_first_step(hello_run: Any) -> N
     ("settings", "wanted"),
     [
         (("checkpoint={every_steps: 3, keep_last: 9}",), [3, 4]),
-        (("checkpoint={every_steps: 0, every_minutes: 0.00001, keep_last: 9}",), [1, 2, 3, 4]),
+        (("checkpoint={every_steps: 0, every_minutes: 1e-9, keep_last: 9}",), [1, 2, 3, 4]),
         (("checkpoint={every_steps: 0, every_minutes: 0}",), []),
         (("checkpoint={every_steps: 0, every_minutes: 60}",), [4]),
     ],
@@ -213,6 +216,27 @@ def test_a_loss_that_is_no_number_stops_the_run(hello_run: Any, tmp_path: Path) 
     status = json.loads((tmp_path / "run" / "run.json").read_text())
     assert status["status"] == "failed"
     assert "the loss is nan" in status["error"]
+
+
+def test_skipped_steps_are_counted_across_a_resume(hello_run: Any, tmp_path: Path) -> None:
+    parts = {"loss": Rowwise(bad_step=1)}
+    same = ("train.non_finite=skip", "checkpoint.every_steps=1", "evaluation=[]")
+    first = hello_run(*same, "train.max_steps=2", parts=parts)
+    assert [event.metrics.get("skipped") for event in first.steps] == [None, 1.0]
+    run = tmp_path / "run" / "run.json"
+    run.write_text(run.read_text().replace('"finished"', '"running"'))
+    second = hello_run(*same, "train.max_steps=4", parts=parts, resume=True)
+    assert [event.metrics.get("skipped") for event in second.steps] == [1.0, 1.0]
+    assert "1 of 4 steps were skipped: their loss or gradient was not finite" in second.lines
+
+
+def test_the_strategy_is_chosen_and_said(hello_run: Any) -> None:
+    seen = hello_run("train.max_steps=2", "evaluation=[]")
+    (line,) = [line for line in seen.lines if "strategy" in line]
+    assert re.fullmatch(r"strategy direct: a batch keeps [\d.]+ MiB of [\d.]+ GiB free", line)
+    asked = hello_run("train.max_steps=2", "evaluation=[]", "engine.strategy=cached", out="asked")
+    assert [line for line in asked.lines if "strategy" in line] == []
+    assert list(asked.losses.values()) == pytest.approx(list(seen.losses.values()), abs=1e-6)
 
 
 def test_a_run_that_cannot_be_built_ends_too_and_writes_nothing(hello_run: Any, tmp_path: Path) -> None:

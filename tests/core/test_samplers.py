@@ -12,6 +12,7 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
 from embed_core.context import BuildContext
+from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
 from embed_core.errors import ConfigError
 from embed_core.protocols import Sampler
 from embed_core.registry import Registry
@@ -38,6 +39,10 @@ class Rows:
 
     def source(self, row):
         return self.sources[row]
+
+
+def numbered(rows) -> SharedIds:
+    return shared_ids(blocks_of(iter(Rows(rows).ids)))
 
 
 def distinct(rows: int) -> Rows:
@@ -147,8 +152,8 @@ def test_by_source_with_small_sources_only():
     st.lists(st.lists(st.integers(0, 12), max_size=3), min_size=1, max_size=60), st.integers(1, 8), st.integers(0, 9)
 )
 def test_packing_any_identities(rows, batch_size, seed):
-    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    batches = pack(order, rows, batch_size)
+    order = np.random.default_rng(seed).permutation(len(rows))
+    batches = pack(order, numbered(rows), batch_size).tolist()
     used = [row for batch in batches for row in batch]
     assert len(used) == len(set(used))
     for batch in batches:
@@ -157,14 +162,21 @@ def test_packing_any_identities(rows, batch_size, seed):
         assert not shared or max(shared.values()) == 1
 
 
+def test_rows_without_a_common_text_need_no_packing():
+    order, nothing = np.random.default_rng(0).permutation(50), np.zeros(51, dtype=np.int32)
+    alone = pack(order, SharedIds(np.empty(0, np.int32), nothing, 0), 8)
+    assert alone.tolist() == pack(order, SharedIds(np.empty(0, np.int32), nothing, 1), 8).tolist()
+    assert alone.tolist() == order[:48].reshape(6, 8).tolist()
+
+
 @given(st.lists(st.integers(1, 40), min_size=1, max_size=20), st.integers(1, 10), st.integers(0, 5))
 def test_packing_families_is_close_to_the_best(families, batch_size, seed):
     """Of disjoint families, K batches can be filled if and only if Σ min(size, K) ≥ K·batch_size."""
     rows = [[f] for f, size in enumerate(families) for _ in range(size)]
     best = max(k for k in range(len(rows) + 1) if sum(min(size, k) for size in families) >= k * batch_size)
     assume(best > 0)
-    order = np.random.default_rng(seed).permutation(len(rows)).tolist()
-    assert len(pack(order, rows, batch_size)) >= 0.7 * best - 1
+    order = np.random.default_rng(seed).permutation(len(rows))
+    assert len(pack(order, numbered(rows), batch_size)) >= 0.7 * best - 1
 
 
 def test_five_questions_a_paragraph_are_nearly_all_used():

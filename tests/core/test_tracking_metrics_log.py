@@ -48,7 +48,7 @@ def test_a_step_and_an_evaluation(tmp_path: Path) -> None:
     path = tmp_path / "new" / "metrics.jsonl"
     log = MetricsLog(path)
     log.embed_step_ended(_step(0, evaluation={"held-out/dense/nDCG@10": 0.3}))
-    log.embed_step_ended(_step(1))
+    log.embed_step_ended(_step(1, flops=3e9, peak_flops=12e9))
     # Every line is there at once, not when the file is closed.
     assert _read(path) == [
         {"step": 0, "epoch": 0.5, "evaluation": {"held-out/dense/nDCG@10": 0.3}},
@@ -65,6 +65,7 @@ def test_a_step_and_an_evaluation(tmp_path: Path) -> None:
             "rows_per_s": 16.0,
             "tokens_per_s": 150.0,
             "padding_share": 0.25,
+            "mfu": 0.5,
         },
     ]
     log.embed_run_ended(RunEvent(0, tmp_path, 1, None, None))

@@ -310,7 +310,7 @@ def test_auto_errors(tmp_path, context):
         AutoConfig(path=str(tmp_path / "bad.jsonl")).build(context)
 
 
-def test_the_plugin_registers_both():
+def test_the_plugin_registers_all():
     from embed_data.plugin import embed_register_datasets
 
-    assert [kind.kind_name() for kind in embed_register_datasets()] == ["pydocs", "auto"]
+    assert [kind.kind_name() for kind in embed_register_datasets()] == ["pydocs", "auto", "file", "mix"]

@@ -187,6 +187,15 @@ class Recent:
         padded = sum(event.padded_tokens for event in self._steps)
         return 1.0 - sum(event.tokens for event in self._steps) / padded if padded else 0.0
 
+    @property
+    def mfu(self) -> float | None:
+        """Share of the devices' peak that went into the model, 0 to 1; ``None`` where it is not known."""
+        done = [event.flops for event in self._steps if event.flops is not None]
+        peak = self._steps[-1].peak_flops if self._steps else None
+        if not peak or len(done) < len(self._steps) or self._seconds <= 0:
+            return None
+        return sum(done) / (self._seconds * peak)
+
     def seconds_left(self, event: StepEvent) -> float:
         """Time of the steps still to do at the recent speed; evaluations come on top."""
         return (event.total_steps - event.step) * self._seconds / max(1, len(self._steps))
@@ -209,6 +218,7 @@ def speed_fields(event: StepEvent, recent: Recent) -> list[str]:
         f"{_rate(recent.per_second(lambda e: e.rows))} rows/s",
         f"{_rate(recent.per_second(lambda e: e.tokens))} tokens/s",
         f"padding {recent.padding_share:.1%}",
+        *([] if recent.mfu is None else [f"MFU {recent.mfu:.1%}"]),
         f"lr {event.learning_rate:.2e}",
     ]
     return fields if event.gradient_norm is None else [*fields, f"grad {event.gradient_norm:.2f}"]

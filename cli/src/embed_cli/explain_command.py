@@ -112,7 +112,7 @@ def _chunk_lines(batch: BatchView) -> list[str]:
 def _chunk_line(number: int, chunk: ChunkView) -> str:
     padding = 1 - chunk.tokens / chunk.padded_tokens if chunk.padded_tokens else 0.0
     return (
-        f"chunk {number} of rank {chunk.rank}: {chunk.texts} texts of up to {chunk.padded_tokens // chunk.texts} "
+        f"chunk {number} of rank {chunk.rank}: {chunk.texts} texts of up to {chunk.longest} "
         f"tokens, padding {padding:.1%}"
     )
 

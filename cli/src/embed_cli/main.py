@@ -109,6 +109,27 @@ def prove(
 
 
 @app.command()
+def plan(
+    plugin: PluginNames = None,
+    config: ConfigFile = None,
+    set_: Overrides = None,
+    seed: Seed = None,
+    device: Annotated[str | None, typer.Option(help="h200, a100, rtx4090, cpu, …; default: this machine's.")] = None,
+    zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="Instead of the config's.")] = None,
+    ranks: Annotated[int, typer.Option(min=1, help="Devices to share the run.")] = 1,
+    batches: Annotated[int, typer.Option(min=1, help="First batches of the run to look at.")] = 4,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
+    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="As JSON, too; - for stdout.")] = None,
+) -> None:
+    """Tell what a run takes: memory by part, the largest chunk, FLOPs, tokens/s, padding, truncation, time."""
+    from embed_cli.plan_command import PlanCommand, execute
+    from embed_cli.run_command import RunRequest
+
+    run = RunRequest(tuple(plugin or ()), config, tuple(set_ or ()), seed=seed, nproc=ranks, sanity=sanity)
+    execute(PlanCommand(run, device, zero_stage, batches, json_))
+
+
+@app.command()
 def plugins(plugin: PluginNames = None) -> None:
     """Show installed, active (--plugin) and failed plugins, with package, version and cause."""
     from rich.console import Console
@@ -160,7 +181,7 @@ def _root(
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
 
-BUILT_IN = ("run", "explain", "prove", "plugins", "schema")
+BUILT_IN = ("run", "explain", "prove", "plan", "plugins", "schema")
 
 
 def add_plugin_commands(arguments: list[str]) -> None:

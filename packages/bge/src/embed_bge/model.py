@@ -1,11 +1,12 @@
 """BGE-M3: one encoder, three kinds of embeddings (Chen et al. 2024, arXiv 2402.03216).
 
-Shape suffixes besides those of :mod:`embed_core.types`: L tokens of the padded chunk, S kept tokens, one after another.
+Shape suffixes besides those of :mod:`embed_core.types` and :mod:`embed_core.packing` (X, Y: a chunk, padded or packed):
+S kept tokens, one after another.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -16,11 +17,12 @@ from torch.nn import functional
 from embed_bge.config import BGEM3ModelConfig
 from embed_core.embeddings import offsets_of
 from embed_core.errors import CheckpointError, ConfigError, did_you_mean
-from embed_core.pooling import Pooling, at_least_float32, pool
+from embed_core.packing import ChunkTokens, chunk_tokens
+from embed_core.pooling import Pooling, at_least_float32
 from embed_core.prompts import Prompt
 from embed_core.protocols import Announce
-from embed_core.text import TextTokenizer
-from embed_core.types import Embeddings, Encoded, Item, MultiVectors, Role, ScoreWeights, SparseVectors
+from embed_core.text import TextTokenizer, TokenizesTexts
+from embed_core.types import Embeddings, MultiVectors, Role, ScoreWeights, SparseVectors
 
 ALL_SCORES: Mapping[str, ScoreWeights] = {
     "all": {"dense": 1.0, "sparse": 0.3, "multi": 1.0},
@@ -31,7 +33,7 @@ ALL_SCORES: Mapping[str, ScoreWeights] = {
 DENSE_SCORES: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
 
 
-class BGEM3Model(nn.Module):
+class BGEM3Model(TokenizesTexts, nn.Module):
     """An encoder with a dense, a lexical and a multi-vector head.
 
     ``BGEM3Model("BAAI/bge-m3", unified_finetuning=True)`` loads a model of the hub or a directory, heads included
@@ -107,47 +109,40 @@ class BGEM3Model(nn.Module):
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler.requires_grad_(False)
 
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Embeddings:
-        """[N,L] int64 ids and mask (1 on real tokens) → dense [N,D], lexical weights and multi-vectors.
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **pack: Tensor) -> Embeddings:
+        """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.packing` →
+        dense [N,D], lexical weights and multi-vectors.
 
-        Vectors are fp32 or wider whatever the weights' precision. Padding on the right does not change the result.
+        Vectors are fp32 or wider whatever the weights' precision. Which of the two, and padding, change nothing.
         """
-        states_NLD = self.encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        dense_ND = at_least_float32(pool(states_NLD, attention_mask, self.pooling))
+        tokens = chunk_tokens(input_ids, attention_mask, **pack)
+        states_XYD = tokens.states(self.encoder)
+        dense_ND = at_least_float32(tokens.pool(states_XYD, self.pooling))
         dense_ND = functional.normalize(dense_ND, dim=-1) if self.normalize else dense_ND
         if not self.config.unified_finetuning:
             return Embeddings(dense_ND=dense_ND)
-        real_NL = attention_mask.bool()
-        return Embeddings(dense_ND, self._sparse(states_NLD, input_ids, real_NL), self._multi(states_NLD, real_NL))
+        return Embeddings(dense_ND, self._sparse(states_XYD, tokens), self._multi(states_XYD, tokens))
 
-    def _sparse(self, states_NLD: Tensor, ids_NL: Tensor, real_NL: Tensor) -> SparseVectors:
+    def _sparse(self, states_XYD: Tensor, tokens: ChunkTokens) -> SparseVectors:
         """The largest weight of each id of a text, over the flat tokens: no tensor as wide as the vocabulary."""
         assert self.sparse_linear is not None
-        keep_NL = real_NL & ~torch.isin(ids_NL, ids_NL.new_tensor(self._special_ids))
-        weights_S = at_least_float32(torch.relu(self.sparse_linear(states_NLD[keep_NL]))).squeeze(-1)
-        texts_S = keep_NL.nonzero()[:, 0]
+        ids_XY = tokens.input_ids
+        keep_XY = tokens.real_XY & ~torch.isin(ids_XY, ids_XY.new_tensor(self._special_ids))
+        # The head before the mask, here and below: a CPU compiles a bf16 product anew for every number of tokens.
+        weights_S = at_least_float32(torch.relu(self.sparse_linear(states_XYD).squeeze(-1)[keep_XY]))
         stride = int(self.encoder.config.vocab_size)
         # (text, id) as one number: sorted unique numbers are grouped by text.
-        slots_K, slot_S = torch.unique(texts_S * stride + ids_NL[keep_NL], return_inverse=True)
+        slots_K, slot_S = torch.unique((tokens.texts_XY * stride + ids_XY)[keep_XY], return_inverse=True)
         best_K = weights_S.new_zeros(slots_K.shape[0]).scatter_reduce(0, slot_S, weights_S, "amax", include_self=False)
-        lengths_N = torch.bincount(slots_K // stride, minlength=ids_NL.shape[0])
+        lengths_N = torch.bincount(slots_K // stride, minlength=tokens.count)
         return SparseVectors(best_K, slots_K % stride, offsets_of(lengths_N))
 
-    def _multi(self, states_NLD: Tensor, real_NL: Tensor) -> MultiVectors:
+    def _multi(self, states_XYD: Tensor, tokens: ChunkTokens) -> MultiVectors:
         """A vector for every real token but the first (``<s>``); ``</s>`` stays, as in the family's clients."""
         assert self.colbert_linear is not None
-        keep_NL = real_NL[:, 1:]
-        vectors_TC = at_least_float32(self.colbert_linear(states_NLD[:, 1:][keep_NL]))
+        vectors_TC = at_least_float32(self.colbert_linear(states_XYD)[tokens.later_XY])
         vectors_TC = functional.normalize(vectors_TC, dim=-1) if self.normalize else vectors_TC
-        return MultiVectors(vectors_TC, offsets_of(keep_NL.sum(1)))
-
-    def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """See :meth:`embed_core.protocols.Model.tokenize`; a row's prompt takes the instruction's place."""
-        return self._text.encode(items, role, prompts)
-
-    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        """See :meth:`embed_core.protocols.Model.collate`."""
-        return self._text.collate(encoded)
+        return MultiVectors(vectors_TC, offsets_of(tokens.lengths_N - 1))
 
     @property
     def colbert_dim(self) -> int | None:

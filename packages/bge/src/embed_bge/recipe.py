@@ -110,8 +110,8 @@ class BGERecipe(Recipe):
     """Largest global gradient norm; 0 = no clipping."""
     fp16: bool = False
     """Train in fp16 (CUDA only)."""
-    bf16: bool = False
-    """Train in bf16."""
+    bf16: bool | None = None
+    """Multiply in bf16, over fp32 weights; None = where the hardware does so natively, false = fp32."""
 
     save_steps: int | None = Field(default=None, gt=0)
     """Save the training state every so many steps; None = every 10 minutes."""
@@ -162,9 +162,14 @@ class BGERecipe(Recipe):
             "checkpoint": self._checkpoint(),
             "evaluation": self._evaluation(),
             "train": self._train(defaults),
-            "engine": {"precision": "fp16" if self.fp16 else "bf16" if self.bf16 else "fp32"},
+            "engine": {"precision": self._precision()},
             "tracking": {"log_every_steps": self.logging_steps},
         }
+
+    def _precision(self) -> str:
+        if self.fp16:
+            return "fp16"
+        return {None: "auto", True: "bf16", False: "fp32"}[self.bf16]
 
     def sanity(self) -> dict[str, Any]:
         """A model of some thousand weights and a hundred rows; what the user set stays."""

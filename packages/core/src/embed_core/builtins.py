@@ -4,8 +4,24 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embed_core.config.base import CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, SamplerConfig
+from embed_core.config.base import (
+    CheckpointConfig,
+    DatasetConfig,
+    EvaluatorConfig,
+    LossConfig,
+    ModelConfig,
+    SamplerConfig,
+)
 from embed_core.hookspecs import hookimpl
+
+
+@hookimpl
+def embed_register_models() -> Sequence[type[ModelConfig]]:
+    """``lora``: low-rank adapters around a model of any kind; ``transformers-encoder``: any encoder, pooled."""
+    from embed_core.encoders.config import TransformersEncoderConfig
+    from embed_core.lora.config import LoraModelConfig
+
+    return [LoraModelConfig, TransformersEncoderConfig]
 
 
 @hookimpl

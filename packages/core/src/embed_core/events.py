@@ -32,6 +32,18 @@ class StepEvent:
     """Tokens the hardware saw, padding included, all ranks."""
     evaluation: Mapping[str, float] | None = None
     """Metrics ``evaluator/way/measure`` where this event reports an evaluation."""
+    flops: float | None = None
+    """Floating-point operations of the model in this step, all ranks, one forward and one backward without padding;
+    ``None`` where the model's cost is not known."""
+    peak_flops: float | None = None
+    """What the devices of all ranks can do per second in the run's precision; ``None`` where that is not known."""
+
+    @property
+    def mfu(self) -> float | None:
+        """Model FLOPs utilisation of this step, 0 to 1; ``None`` where it is not known."""
+        if self.flops is None or not self.peak_flops or self.seconds <= 0:
+            return None
+        return self.flops / (self.seconds * self.peak_flops)
 
 
 @dataclass(frozen=True, slots=True)

@@ -26,7 +26,8 @@ def is_logged(event: StepEvent, every_steps: int) -> bool:
 
 def step_record(event: StepEvent) -> dict[str, Any]:
     """A step as plain data. The keys are a public format: ``lr``, ``rows_per_s`` and ``tokens_per_s`` per second of
-    this step, ``padding_share`` of all tokens the hardware saw, between 0 and 1.
+    this step, ``padding_share`` of all tokens the hardware saw, ``mfu`` the utilisation of the devices' peak by the
+    model's own arithmetic, both between 0 and 1.
 
     An evaluation has ``step``, ``epoch`` and ``evaluation`` only: what belongs to a step is written with the step.
     """
@@ -45,6 +46,7 @@ def step_record(event: StepEvent) -> dict[str, Any]:
         "rows_per_s": rate(event.rows, event.seconds),
         "tokens_per_s": rate(event.tokens, event.seconds),
         "padding_share": padding_share(event.tokens, event.padded_tokens),
+        "mfu": event.mfu,
     }
 
 

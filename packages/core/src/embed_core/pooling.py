@@ -28,6 +28,17 @@ def pool(states_NLD: Tensor, mask_NL: Tensor, method: Pooling) -> Tensor:
     return states_NLD[rows_N, last_N]
 
 
+def pool_packed(states_TD: Tensor, offsets_N1: Tensor, method: Pooling) -> Tensor:
+    """The same of texts one after another, [T,D] → [N,D]: text n has the rows ``offsets_N1[n]:offsets_N1[n+1]``."""
+    if method == "cls":
+        return states_TD[offsets_N1[:-1]]
+    if method == "last_token":
+        return states_TD[offsets_N1[1:] - 1]
+    # Half precisions are summed in fp32. Offsets as they are: a check of them would wait for the GPU.
+    means_ND = torch.segment_reduce(at_least_float32(states_TD), "mean", offsets=offsets_N1.long(), axis=0, unsafe=True)
+    return means_ND.to(states_TD.dtype)
+
+
 def at_least_float32(tensor: Tensor) -> Tensor:
     """The tensor, half precisions widened: normalising in bf16 leaves vectors 0.4 % off unit length."""
     return tensor.float() if tensor.dtype in (torch.bfloat16, torch.float16) else tensor

@@ -41,6 +41,11 @@ class Model(Protocol):
     scores: Mapping[str, ScoreWeights]
     """The ways this model ranks, by name, the best first: what the evaluation reports."""
 
+    # A text model may also have a settable ``pad_to_multiple_of: int``: ``collate`` then pads a chunk's length to it.
+    # The engine sets what the hardware likes (8 for tensor cores, 32 for bf16 on CPUs).
+    # One with a settable ``packed: bool`` lets the engine have chunks without padding, for flash-attention: ``collate``
+    # then puts texts one after another, as :mod:`embed_core.packing` says, and ``forward`` takes that.
+
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
         """Unpadded token lists, truncated to the role's maximum length. Called from a background thread."""
         ...
@@ -150,6 +155,18 @@ class Checkpointer(Protocol):
         ``state`` holds the full fp32 CPU weights by the names of ``model.named_parameters()`` and buffers: under
         ZeRO-3 the parameters inside ``model`` are empty and must not be read.
         """
+        ...
+
+
+@runtime_checkable
+class ExportsOtherwise(Protocol):
+    """What a Model may have besides: one whose weights do not leave as they are trained (LoRA's adapters)."""
+
+    def export_with(
+        self, checkpointer: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard
+    ) -> None:
+        """Called in place of ``checkpointer.export(self, ...)``, with the same promises: give the checkpointer another
+        model and its state, or write ``directory`` without it."""
         ...
 
 

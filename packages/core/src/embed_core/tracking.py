@@ -101,7 +101,7 @@ def tracked_values(event: StepEvent) -> dict[str, float]:
         values = {f"eval/{key}": value for key, value in record["evaluation"].items()}
     else:
         train = ("loss", "lr", "grad_norm", "epoch")
-        speed = ("rows_per_s", "tokens_per_s", "padding_share")
+        speed = ("rows_per_s", "tokens_per_s", "padding_share", "mfu")
         values = {f"train/{key}": record[key] for key in train}
         values |= {f"train/terms/{term}": value for term, value in record["terms"].items()}
         values |= {f"speed/{key}": record[key] for key in speed}

@@ -9,12 +9,15 @@ from pydantic import Field
 from embed_core.config.base import DatasetConfig, resolved_path
 from embed_core.datasets.config import RetrievalConfig, RetrievalFields
 from embed_core.errors import ConfigError, DataError
+from embed_data.readers.config import FileFields
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
     from embed_core.protocols import Dataset
 
 PYDOCS = "pydocs"
+OTHER_FORMATS = (".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst")
+"""Files that kind `file` reads and `retrieval` does not."""
 
 
 class PydocsConfig(DatasetConfig):
@@ -57,7 +60,7 @@ class AutoConfig(RetrievalFields):
     kind: Literal["auto"] = "auto"
     path: str = PYDOCS
     """`pydocs` = the embedded corpus; else as of kind `retrieval`: a .jsonl or .json file, a folder of them, a BEIR
-    folder. (A folder of that name is `./pydocs`.)"""
+    folder; or a file of another format, as of kind `file`. (A folder of that name is `./pydocs`.)"""
     split: str | None = None
     """Which qrels of a BEIR folder to train on; None = the only one, or `train`."""
     held_out_rows: int | None = Field(default=None, ge=0)
@@ -68,7 +71,7 @@ class AutoConfig(RetrievalFields):
         if self.path == PYDOCS:
             return self._pydocs().build(context)
         try:
-            return self._retrieval().build(context)
+            return self._own_data().build(context)
         except DataError as error:
             if resolved_path(self.path).exists():
                 raise
@@ -81,5 +84,39 @@ class AutoConfig(RetrievalFields):
         held_out = {} if self.held_out_rows is None else {"held_out_queries": self.held_out_rows}
         return PydocsConfig.model_validate({**common, **held_out})
 
-    def _retrieval(self) -> RetrievalConfig:
-        return RetrievalConfig.model_validate(self.model_dump(exclude={"kind"}))
+    def _own_data(self) -> RetrievalConfig | FileConfig:
+        kind = FileConfig if self.path.lower().endswith(OTHER_FORMATS) else RetrievalConfig
+        return kind.model_validate(self.model_dump(exclude={"kind"}))
+
+
+class FileConfig(RetrievalFields, FileFields):
+    """Rows of any format: JSONL, JSON, CSV, TSV, Parquet, Arrow (gzip or zstd), BEIR folders, Hugging Face datasets.
+
+    FlagEmbedding and ms-swift rows, pairs and triplets, (text, text, score): by column names or by `columns`. A file
+    is read once into a memory-mapped table in the cache; training needs 4 bytes of memory a row.
+    """
+
+    kind: Literal["file"] = "file"
+    path: str
+    """A file, a folder of files (each a source named without its suffixes), a BEIR folder, a folder that
+    `save_to_disk` wrote, or the name of a Hugging Face dataset. Relative to the working directory."""
+    held_out_rows: int | None = Field(default=0, ge=0)
+    """Rows held out for evaluation, at most; None = a tenth of them, at most 200. Chosen by a hash of their texts,
+    together with all rows that share a query or a positive with them. Their positives and negatives are the corpus."""
+
+    def build(self, context: BuildContext) -> Dataset:
+        """Reads every row once and announces the format. Raises DataError and ConfigError."""
+        from embed_core.datasets.draw import DrawOptions
+        from embed_data.file_dataset import FileDataset
+        from embed_data.readers.convert import read_source
+        from embed_data.readers.detect import find
+
+        found = find(self.path, self)
+        return FileDataset(
+            found[0].name if len(found) == 1 else resolved_path(self.path).name,
+            [read_source(source, self, context) for source in found],
+            DrawOptions(self.negatives, self.query_prompt, self.passage_prompt),
+            context.announce,
+            self.held_out_rows,
+            self.limit,
+        )

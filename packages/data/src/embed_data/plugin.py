@@ -1,20 +1,53 @@
-"""Dataset kinds: ``pydocs``, the corpus that is on every machine, and ``auto``, that or the user's own file."""
+"""What ``embed-data`` registers: dataset kinds, the loss that knows a mix's sources, a recipe, commands."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
 from embed_core.hookspecs import hookimpl
+from embed_core.plugins import discover
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
-    from embed_core.config.base import DatasetConfig
+    import typer
+
+    from embed_core.config.base import DatasetConfig, LossConfig, Recipe
+
+EMBED_REQUIRES = tuple(name for name in ("mrl",) if name in discover())
+"""embed-mrl, where it is installed: the recipe's key ``mrl_dims`` compiles to its loss."""
 
 
 @hookimpl
 def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
-    """``pydocs`` and ``auto``."""
-    from embed_data.config import AutoConfig, PydocsConfig
+    """``pydocs``, ``auto`` (that or the user's own file), ``file`` (any format), ``mix``."""
+    from embed_data.config import AutoConfig, FileConfig, PydocsConfig
+    from embed_data.mix.config import MixConfig
 
-    return [PydocsConfig, AutoConfig]
+    return [PydocsConfig, AutoConfig, FileConfig, MixConfig]
+
+
+@hookimpl
+def embed_register_losses() -> Sequence[type[LossConfig]]:
+    """``by-source``: another loss with a mix's weights and negative strategies."""
+    from embed_data.mix.loss_config import BySourceLossConfig
+
+    return [BySourceLossConfig]
+
+
+@hookimpl
+def embed_register_recipes() -> Sequence[type[Recipe]]:
+    """``data``, what ``embed run --plugin data`` runs."""
+    from embed_data.recipe import DataRecipe
+
+    return [DataRecipe]
+
+
+@hookimpl
+def embed_register_commands(app: typer.Typer) -> None:
+    """``embed mine``, ``embed data inspect``, ``embed data mix``."""
+    from embed_data.commands import app as data
+    from embed_data.mining.command import mine
+
+    app.command("mine")(mine)
+    app.add_typer(data, name="data")

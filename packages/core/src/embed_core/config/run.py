@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Literal, Self
+from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from embed_core.config.base import (
     CheckpointConfig,
@@ -46,6 +46,8 @@ class TrainConfig(Section):
     """Optimizer steps of the whole run."""
     gradient_accumulation_steps: int = Field(default=1, gt=0)
     """Global batches per optimizer step. Each has its own in-batch negatives."""
+    non_finite: Literal["stop", "skip"] = "stop"
+    """What a loss or gradient that is NaN or infinite does: stop the run, naming rows, or skip the step, counted."""
     gradient_clipping: float = Field(default=1.0, ge=0)
     """Largest global gradient norm; 0 = no clipping."""
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -57,22 +59,48 @@ class TrainConfig(Section):
 
 
 class EngineConfig(Section):
-    """How the loop runs on the hardware. Nothing here changes the mathematics."""
+    """How the loop runs on the hardware. Nothing here changes the mathematics. What is `auto` is chosen when a run
+    starts (`embed_core.engine.choose`), announced, and written to its `config.yaml` as it was given."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer state, 2 gradients too, 3 weights too."""
-    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
-    """Of weights and arithmetic; master weights and losses are fp32 always. fp16 needs CUDA."""
+    precision: Literal["auto", "fp32", "bf16", "bf16-weights", "fp16"] = "auto"
+    """`bf16` multiplies matrices in bf16 over fp32 weights, gradients and sums (torch.autocast); `bf16-weights` and
+    `fp16` also keep weights and gradients in half precision, beside fp32 master weights: less to communicate under
+    ZeRO-3. Losses are fp32 always. `auto` is bf16 where the hardware multiplies it natively, CPUs included, else fp32.
+    fp16 needs CUDA."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    strategy: Literal["direct", "cached"] = "direct"
+    strategy: Literal["auto", "direct", "cached"] = "auto"
     """`direct` keeps the graphs of all chunks of a batch; `cached` (GradCache) keeps one at a time and encodes twice:
-    the same gradient, for batches that do not fit."""
-    token_budget: int = Field(default=1024, gt=0)
-    """Tokens of one chunk, padding included. Larger suits GPUs (16384), about 1024 suits CPUs."""
+    the same gradient, for batches that do not fit. `auto` measures once and takes direct where it fits."""
+    token_budget: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Tokens of one chunk, padding included; `auto` is 16384 on CUDA, on CPUs 1024, and 2048 in bf16."""
+    attention: Literal["auto", "sdpa", "eager", "flash_attention_2"] = "auto"
+    """How transformers models attend. `auto`: flash-attention without padding where it is installed, on CPUs in bf16
+    our matrix products, else sdpa."""
+    gradient_checkpointing: bool = False
+    """Keep only the layers' inputs for the backward, compute the rest again: a third more arithmetic, less memory."""
+    compile: bool = False
+    """`torch.compile` the encoder."""
     deduplicate: bool = True
     """Encode identical texts of a step once. Off, each occurrence has its own dropout (SimCSE)."""
     prefetch: int = Field(default=2, ge=0)
     """Steps tokenised ahead in a background thread; 0 = none."""
+    token_cache: Literal["auto", "on", "off"] = "auto"
+    """Whether token lists are kept on disk (`EMBED_CACHE`, shared by ranks and runs), so that a text is tokenised once.
+    `auto` keeps them where a run goes through its data more than once."""
+
+    @field_validator("token_cache", mode="before")
+    @classmethod
+    def _yaml_words(cls, value: Any) -> Any:
+        """YAML reads a bare on and off as true and false."""
+        return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @property
+    def chunk_tokens(self) -> int:
+        """``token_budget`` of a config whose `auto` values are chosen."""
+        assert self.token_budget != "auto", "choose.chosen() comes first"
+        return self.token_budget
 
 
 class TrackingConfig(Section):

@@ -47,11 +47,13 @@ class RetrievalConfig(RetrievalFields):
         from embed_core.datasets.sources import open_sources
 
         path = resolved_path(self.path)
-        return RetrievalDataset(
-            path.name,
-            open_sources(path, self.split),
-            DrawOptions(self.negatives, self.query_prompt, self.passage_prompt),
-            context.announce,
-            self.held_out_rows,
-            self.limit,
-        )
+        with context.first():  # the others find the index that rank 0 has made of large files
+            return RetrievalDataset(
+                path.name,
+                open_sources(path, self.split, context.cache_dir),
+                DrawOptions(self.negatives, self.query_prompt, self.passage_prompt),
+                context.announce,
+                self.held_out_rows,
+                self.limit,
+                cache=context.cache_dir,
+            )

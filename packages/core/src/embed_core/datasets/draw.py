@@ -38,7 +38,7 @@ def draw_example(row: Row, number: int, source: str, options: DrawOptions, rng: 
         passages=(row.pos[pos], *(row.neg[n] for n in negs)),
         scores=_scores(row, pos, negs),
         passage_keys=_keys(row, pos, negs),
-        positives=row.pos,
+        positives=(*row.pos, *row.masked),
         positive_keys=row.pos_keys or (),
         query_prompt=query_prompt,
         passage_prompt=query_prompt if row.symmetric else options.passage_prompt,

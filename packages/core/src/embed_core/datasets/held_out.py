@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+from array import array
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
+import numpy as np
+
+from embed_core.datasets.shared_ids import shared_ids
 from embed_core.types import RetrievalSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    import numpy as np
-
     from embed_core.datasets.rows import Row
+    from embed_core.datasets.shared_ids import Blocks, SharedIds
 
 
 def text_id(text: str) -> bytes:
@@ -20,10 +23,14 @@ def text_id(text: str) -> bytes:
     return blake2b(text.encode(), digest_size=8).digest()
 
 
+def key_id(key: str) -> bytes:
+    """8 bytes that stand for an external id, other ones than for a text that reads the same."""
+    return blake2b(key.encode(), digest_size=8, person=b"key").digest()
+
+
 def row_identities(row: Row) -> list[bytes]:
     """Ids of the query, the positives and the positives' external ids: what ties two rows together."""
-    keys = [blake2b(key.encode(), digest_size=8, person=b"key").digest() for key in row.pos_keys or ()]
-    return list(dict.fromkeys([text_id(row.query), *map(text_id, row.pos), *keys]))
+    return list(dict.fromkeys([text_id(row.query), *map(text_id, row.pos), *map(key_id, row.pos_keys or ())]))
 
 
 def choose_held_out(identities: Sequence[Sequence[int]], wanted: int) -> np.ndarray:
@@ -33,22 +40,33 @@ def choose_held_out(identities: Sequence[Sequence[int]], wanted: int) -> np.ndar
     the order of a hash of their identities, skipping those that are too large, so that the choice depends on the
     content alone: not on a seed, and hardly on rows added later.
     """
-    import numpy as np
+    counts = np.fromiter(map(len, identities), dtype=np.int64, count=len(identities))
+    flat = np.fromiter((i for row in identities for i in row), dtype=np.uint64)
+    mask = np.zeros(len(identities), dtype=bool)
+    mask[held_out_rows(lambda: [(counts, flat)], wanted)] = True
+    return mask
 
-    family = _families(identities)
-    mark: dict[int, int] = {}
-    size: dict[int, int] = {}
-    for row, root in enumerate(family):
-        mark[root] = min(mark.get(root, 1 << 64), min(identities[row]))
-        size[root] = size.get(root, 0) + 1
-    left, chosen = wanted, set()
-    for root in sorted(mark, key=lambda r: _scrambled(mark[r])):
-        if size[root] <= left:
-            chosen.add(root)
-            left -= size[root]
+
+def held_out_rows(blocks: Callable[[], Blocks], wanted: int) -> np.ndarray:
+    """The rows of :func:`choose_held_out`, ascending, for identities in blocks (:mod:`embed_core.datasets.shared_ids`).
+
+    In memory there are some 40 bytes a row, and the identities that are shared.
+    """
+    family_N = _families(shared_ids(blocks))
+    mark_N = np.concatenate([np.empty(0, np.uint64), *(_smallest(counts, ids) for counts, ids in blocks())])
+    tied = np.flatnonzero(family_N != np.arange(len(family_N)))
+    np.minimum.at(mark_N, family_N[tied], mark_N[tied])
+    size_N = np.bincount(family_N, minlength=len(family_N))
+    roots = np.flatnonzero(size_N)
+    roots = roots[np.argsort(_scrambled(mark_N[roots]), kind="stable")]
+    chosen, left = [], wanted
+    for root in roots:
+        if size_N[root] <= left:
+            chosen.append(root)
+            left -= size_N[root]
         if not left:
             break
-    return np.fromiter((root in chosen for root in family), dtype=bool, count=len(family))
+    return np.flatnonzero(np.isin(family_N, np.asarray(chosen, dtype=family_N.dtype)))
 
 
 def retrieval_set(name: str, rows: Iterable[Row]) -> RetrievalSet:
@@ -72,28 +90,41 @@ def _named(prefix: str, text: str, texts: dict[str, str]) -> str:
     return key
 
 
-def _families(identities: Sequence[Sequence[int]]) -> list[int]:
-    """The root row of every row's family: union-find with path halving."""
-    parent = list(range(len(identities)))
-    find = _finder(parent)
-    first: dict[int, int] = {}
-    for row, ids in enumerate(identities):
-        for identity in ids:
-            a, b = find(first.setdefault(identity, row)), find(row)
-            parent[max(a, b)] = min(a, b)
-    return [find(row) for row in range(len(identities))]
+def _families(shared: SharedIds) -> np.ndarray:
+    """The root row of every row's family, its first: union-find with path halving."""
+    parent = array("q", range(len(shared)))
+    first = array("q", [-1]) * shared.count
 
-
-def _finder(parent: list[int]) -> Callable[[int], int]:
     def find(row: int) -> int:
         while parent[row] != row:
             parent[row] = parent[parent[row]]
             row = parent[row]
         return row
 
-    return find
+    for row, numbers in shared.rows():
+        for number in numbers:
+            if first[number] < 0:
+                first[number] = row
+                continue
+            a, b = find(first[number]), find(row)
+            parent[max(a, b)] = min(a, b)
+    family_N = np.frombuffer(parent, dtype=np.int64)
+    # Every row points to an earlier one of its family or to itself: follow all of them at once.
+    while not np.array_equal(family_N, further := family_N[family_N]):
+        family_N = further
+    return family_N
 
 
-def _scrambled(value: int) -> bytes:
-    # The smallest of many hashes is small: ordering by it directly would take large families first.
-    return blake2b(value.to_bytes(8, "little"), digest_size=8).digest()
+def _smallest(counts: np.ndarray, ids: np.ndarray) -> np.ndarray:
+    return np.minimum.reduceat(ids, np.cumsum(counts) - counts)
+
+
+def _scrambled(values: np.ndarray) -> np.ndarray:
+    """The smallest of many hashes is small: ordering by it directly would take large families first."""
+    raw = memoryview(values.astype("<u8").tobytes())
+    out = np.empty(len(values), dtype=">u8")
+    for start in range(0, len(values), 1 << 16):
+        stop = min(start + (1 << 16), len(values))
+        hashes = (blake2b(raw[8 * at : 8 * at + 8], digest_size=8).digest() for at in range(start, stop))
+        out[start:stop] = np.frombuffer(b"".join(hashes), dtype=">u8")
+    return out

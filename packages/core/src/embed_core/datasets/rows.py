@@ -20,6 +20,9 @@ RowType = Literal["normal", "only_1neg", "symmetric_class", "symmetric_sts", "sy
 has a smaller group instead of repeated ones: the other class labels are all there are.
 """
 
+ROW_VERSION = 2
+"""Raised with every change of what :func:`parse_row` takes or makes of the same data: what was validated before is then
+validated anew."""
 _MEANT = {"positive": "pos", "positives": "pos", "negative": "neg", "negatives": "neg", "anchor": "query"}
 
 
@@ -42,6 +45,8 @@ class Row:
     neg_keys: tuple[str, ...] | None = None
     place: str = ""
     """``file:line``."""
+    masked: tuple[str, ...] = ()
+    """Texts that may answer the query: never drawn, and never its negatives (what ``embed mine --audit`` marks)."""
 
     @property
     def symmetric(self) -> bool:
@@ -52,8 +57,9 @@ class Row:
 def parse_row(data: Mapping[str, Any], place: str) -> Row:
     """A FlagEmbedding row (``query``, ``pos``, optional ``neg``, ``pos_scores``, ``neg_scores``, ``prompt``, ``type``).
 
-    ``doc_id``, one id per positive (a list, or a string where there is one positive), gives their external ids. A null
-    is an absent field; other keys are ignored. Raises DataError, beginning with ``place`` (``file:line``).
+    ``doc_id``, one id per positive (a list, or a string where there is one positive), gives their external ids.
+    ``masked`` lists texts that are neither: no negatives of the query, wherever in the batch they are, and not drawn.
+    A null is an absent field; other keys are ignored. Raises DataError, beginning with ``place`` (``file:line``).
     """
     query = _query(data, place)
     pos = _texts(data, "pos", place)
@@ -70,6 +76,7 @@ def parse_row(data: Mapping[str, Any], place: str) -> Row:
     return Row(
         query, pos, neg, pos_scores, neg_scores, _prompt(data, place), _type(data, place),
         _keys(data, len(pos)), None, place,
+        _texts(data, "masked", place) if data.get("masked") is not None else (),
     )  # fmt: skip
 
 

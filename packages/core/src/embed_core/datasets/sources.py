@@ -7,10 +7,11 @@ from typing import TYPE_CHECKING, Protocol
 
 from embed_core.datasets import beir
 from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path
-from embed_core.datasets.rows import Row, parse_row
+from embed_core.datasets.rows import ROW_VERSION, Row, parse_row
 from embed_core.errors import ConfigError, DataError
 
 if TYPE_CHECKING:
+    from collections.abc import Iterator
     from pathlib import Path
 
 
@@ -35,10 +36,10 @@ class RowSource(Protocol):
 class JsonlRows:
     """FlagEmbedding rows of one file; the source is named by the file's stem."""
 
-    def __init__(self, path: Path, format: str = "FlagEmbedding JSONL") -> None:
+    def __init__(self, path: Path, format: str = "FlagEmbedding JSONL", cache: Path | None = None) -> None:
         self.name = path.stem
         self.format = format
-        self._file = JsonlFile(path)
+        self._file = JsonlFile(path, cache)
 
     def __len__(self) -> int:
         return len(self._file)
@@ -47,9 +48,17 @@ class JsonlRows:
         """Raises DataError with ``file:line``."""
         return parse_row(self._file[index], self._file.place(index))
 
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, with few reads. Raises DataError like :meth:`row`."""
+        return (parse_row(data, self._file.place(index)) for index, data in enumerate(self._file))
+
     def digest(self) -> str:
         """Of the file's bytes."""
         return self._file.digest()
+
+    def table_key(self) -> str:
+        """The content and the way it is read."""
+        return f"flagembedding|{ROW_VERSION}|{self.digest()}"
 
 
 class BeirRows:
@@ -59,11 +68,12 @@ class BeirRows:
     Raises DataError like :func:`embed_core.datasets.beir.read_beir`.
     """
 
-    def __init__(self, folder: Path, split: str | None) -> None:
+    def __init__(self, folder: Path, split: str | None, cache: Path | None = None) -> None:
         self.name = folder.name
         self._qrels_path = beir.qrels_file(folder, split, prefer="train")
         self.format = f"BEIR folder, split {self._qrels_path.stem}"
-        self._queries, self._corpus = JsonlFile(folder / "queries.jsonl"), JsonlFile(folder / "corpus.jsonl")
+        self._queries = JsonlFile(folder / "queries.jsonl", cache)
+        self._corpus = JsonlFile(folder / "corpus.jsonl", cache)
         query_index = {key: index for key, index, _ in beir.rows_by_id(self._queries, beir.query_text)}
         self._document_index = {key: index for key, index, _ in beir.rows_by_id(self._corpus, beir.document_text)}
         qrels = beir.read_qrels(self._qrels_path, query_index, self._document_index)
@@ -98,14 +108,15 @@ class BeirRows:
         return tuple(beir.document_text(self._corpus[at], self._corpus.place(at)) for at in places)
 
 
-def open_sources(path: Path, split: str | None) -> list[RowSource]:
+def open_sources(path: Path, split: str | None, cache: Path | None = None) -> list[RowSource]:
     """The sources at ``path``: a file, a folder of files (each one a source), or a BEIR folder.
 
-    Raises DataError where nothing of that is there, ConfigError for a ``split`` of what has none.
+    ``cache`` keeps the indices of large files; None is the cache of the user. Raises DataError where nothing of that
+    is there, ConfigError for a ``split`` of what has none.
     """
     checked_path(path)
     if beir.is_beir(path):
-        return [BeirRows(path, split)]
+        return [BeirRows(path, split, cache)]
     if split is not None:
         raise ConfigError(f"split {split!r}: {path} is no BEIR folder and has no splits: remove `split`")
     if not path.is_dir():
@@ -113,7 +124,7 @@ def open_sources(path: Path, split: str | None) -> list[RowSource]:
             raise DataError(
                 f"{path}: a data file is .jsonl or .json, not {path.suffix!r}: convert it, one row per line"
             )
-        return [JsonlRows(path)]
+        return [JsonlRows(path, cache=cache)]
     if (path / "corpus.jsonl").exists() and (path / "queries.jsonl").exists():
         beir.qrels_file(path, None, prefer="train")  # says what is missing
     files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
@@ -121,7 +132,7 @@ def open_sources(path: Path, split: str | None) -> list[RowSource]:
         raise DataError(
             f"{path}: no .jsonl file and no BEIR folder (corpus.jsonl, queries.jsonl, qrels/): it has {_listing(path)}"
         )
-    return [JsonlRows(file) for file in files]
+    return [JsonlRows(file, cache=cache) for file in files]
 
 
 def _listing(path: Path) -> str:

@@ -12,14 +12,19 @@ from embed_core.embeddings import select
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.step import Chunks
 from embed_core.protocols import Model
+from embed_core.tokens.cached import Tokenizes
 from embed_core.types import Embeddings, Item, Role, ScoreWeights
 
 
 class EngineEncoder:
     """Implements :class:`embed_core.protocols.Encoder` over the engine."""
 
-    def __init__(self, engine: Any, model: Model, config: EngineConfig, ranks: Ranks) -> None:
+    def __init__(
+        self, engine: Any, model: Model, config: EngineConfig, ranks: Ranks, tokens: Tokenizes | None = None
+    ) -> None:
+        """``tokens`` tokenises in the model's place: what keeps its token lists from one evaluation to the next."""
         self.engine, self.model, self.config, self.ranks = engine, model, config, ranks
+        self.tokens: Tokenizes = tokens if tokens is not None else model
         self.scores: Mapping[str, ScoreWeights] = model.scores
         self.rank, self.world_size = ranks.rank, ranks.world_size
 
@@ -27,7 +32,7 @@ class EngineEncoder:
         """Embeddings of ``items`` in their order on this rank. Under ZeRO-3 a collective, also with no items."""
         # A rank without texts still takes part in the forwards, and learns from one what its embeddings look like.
         texts = list(items) or [""]
-        encoded = self.model.tokenize(texts, role, [None] * len(texts))
+        encoded = self.tokens.tokenize(texts, role, [None] * len(texts))
         training = self.engine.module.training
         self.engine.eval()
         try:

@@ -7,12 +7,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import torch
+
 from embed_core.config.run import EngineConfig, RunConfig
-from embed_core.engine import chunking
+from embed_core.engine import sharding
+from embed_core.engine.chunking import Cutting
 from embed_core.engine.host_batch import HostBatch, prepare
 from embed_core.engine.parts import Parts
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.sharding import needs_equal_chunks
+from embed_core.engine.plan_target import ranks_of
 from embed_core.engine.trainer import Pace
 from embed_core.errors import ConfigError
 from embed_core.protocols import Announce, Dataset
@@ -64,6 +66,8 @@ class ChunkView:
     tokens: int
     """Without padding."""
     padded_tokens: int
+    longest: int
+    """Tokens of the longest text, without padding."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -110,7 +114,9 @@ def explain(
 
     ``dataset`` takes the place of ``config.data``'s. Raises ConfigError for a step the run does not have.
     """
-    parts = Parts(config, registry, Ranks(0, 1, 0, "cpu"), dataset=dataset, announce=announce)
+    # Where the run would be: the device decides the token budget, and whether and how chunks are padded.
+    ranks = ranks_of(1, on_gpu=torch.cuda.is_available() and config.engine.device != "cpu")
+    parts = Parts(config, registry, ranks, dataset=dataset, announce=announce)
     pace = Pace.of(config, parts.sampler)
     if not 1 <= step <= pace.total_steps:
         raise ConfigError(
@@ -118,16 +124,18 @@ def explain(
             "or more train.epochs or train.max_steps"
         )
     model, first = parts.model(), (step - 1) * pace.draws_per_step
+    plain = parts.config.engine.model_copy(update={"compile": False, "gradient_checkpointing": False})
+    sharding.prepare(sharding.Trainable(model, None), plain, ranks)
     batches = [_batch(parts, model, number, world_size) for number in range(first, first + pace.draws_per_step)]
     return StepView(step, pace.total_steps, world_size, tuple(batches))
 
 
 def _batch(parts: Parts, model: Any, number: int, world_size: int) -> BatchView:
     engine = parts.config.engine
-    drawn = [parts.examples(number, rank, world_size) for rank in range(world_size)]
+    drawn = [parts.batches.examples(number, rank, world_size) for rank in range(world_size)]
     hosts = [prepare(model, examples, deduplicate=engine.deduplicate) for examples in drawn]
     rows = [row for rank, host in enumerate(hosts) for row in _rows(drawn[rank], host, rank)]
-    chunks = _chunks(hosts, engine)
+    chunks = _chunks(hosts, engine, Cutting.of(model, engine.chunk_tokens))
     tokens, padded = sum(host.tokens for host in hosts), sum(chunk.padded_tokens for chunk in chunks)
     return BatchView(
         draw=number,
@@ -175,18 +183,19 @@ def _texts(example: Example, indices: Sequence[int], host: HostBatch, uses: Coun
     ]
 
 
-def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig) -> list[ChunkView]:
+def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig, cutting: Cutting) -> list[ChunkView]:
     """As :class:`embed_core.engine.step.Chunks` cuts them: where sharding asks for it, as many on every rank."""
-    lengths = [[one.length for one in host.encoded] for host in hosts]
-    cuts = [chunking.cut(each, engine.token_budget) for each in lengths]
-    if needs_equal_chunks(engine, len(hosts)):
+    lengths = [cutting.lengths(host.encoded) for host in hosts]
+    cuts = [cutting.cut(each) for each in lengths]
+    if sharding.needs_equal_chunks(engine, len(hosts)):
         most = max(map(len, cuts))
-        cuts = [chunking.cut(each, engine.token_budget, most) for each in lengths]
-    return [
-        ChunkView(rank, len(chunk), sum(each[i] for i in chunk), chunking.padded_tokens(each, [chunk]))
-        for rank, each in enumerate(lengths)
-        for chunk in cuts[rank]
-    ]
+        cuts = [cutting.cut(each, most) for each in lengths]
+    views = []
+    for rank, host in enumerate(hosts):
+        for chunk in cuts[rank]:
+            own = [host.encoded[i].length for i in chunk]
+            views.append(ChunkView(rank, len(chunk), sum(own), cutting.tokens(lengths[rank], chunk), max(own)))
+    return views
 
 
 def _readable(item: Item) -> str:

@@ -106,35 +106,52 @@ def _sizes(local: Tensor, ranks: Ranks) -> list[int]:
     return [int(size) for size in torch.cat(all_sizes).tolist()]
 
 
-def gather_embeddings(e: Embeddings, ranks: Ranks, *, parts: bool = False) -> Embeddings:
-    """The texts of every rank, in rank order; ``parts`` as in :func:`gather_rows`."""
+def gather_embeddings(
+    e: Embeddings, ranks: Ranks, texts: Sequence[int] | None = None, *, parts: bool = False
+) -> Embeddings:
+    """The texts of every rank, in rank order; ``parts`` as in :func:`gather_rows`.
+
+    ``texts`` is the number of texts of each rank, where it is known: a collective less per kind.
+    """
     if ranks.world_size == 1:
         return e
     dense_ND, sparse, multi = None, None, None
     if e.dense_ND is not None:
-        dense_ND = gather_rows(e.dense_ND, ranks, parts=parts)
+        dense_ND = gather_rows(e.dense_ND, ranks, texts, parts=parts)
     if e.sparse is not None:
         sizes = _sizes(e.sparse.weights_K, ranks)
         sparse = SparseVectors(
             gather_rows(e.sparse.weights_K, ranks, sizes, parts=parts),
             gather_rows(e.sparse.ids_K, ranks, sizes),
-            _gather_offsets(e.sparse.offsets_N1, ranks),
+            _gather_offsets(e.sparse.offsets_N1, ranks, texts),
         )
     if e.multi is not None:
         vectors_TC = gather_rows(e.multi.vectors_TC, ranks, parts=parts)
-        multi = MultiVectors(vectors_TC, _gather_offsets(e.multi.offsets_N1, ranks))
+        multi = MultiVectors(vectors_TC, _gather_offsets(e.multi.offsets_N1, ranks, texts))
     return Embeddings(dense_ND, sparse, multi)
 
 
-def _gather_offsets(offsets_N1: Tensor, ranks: Ranks) -> Tensor:
-    return offsets_of(gather_rows(offsets_N1.diff(), ranks))
+def _gather_offsets(offsets_N1: Tensor, ranks: Ranks, texts: Sequence[int] | None) -> Tensor:
+    return offsets_of(gather_rows(offsets_N1.diff(), ranks, texts))
+
+
+def gather_numbers(numbers: Sequence[int], ranks: Ranks) -> list[list[int]]:
+    """Each rank's integers, as many on every rank, in rank order. One collective."""
+    if ranks.world_size == 1:
+        return [list(numbers)]
+    mine = torch.tensor([list(numbers)], dtype=torch.int64, device=ranks.device)
+    rows: list[list[int]] = gather_rows(mine, ranks, [1] * ranks.world_size).tolist()
+    return rows
 
 
 class GlobalBatch:
-    """Indices and targets of the global batch, gathered from the ranks' host batches."""
+    """Indices and targets of the global batch, gathered from the ranks' host batches.
 
-    def __init__(self, host: HostBatch, step: int, ranks: Ranks) -> None:
-        columns = _gather_columns(host, ranks)
+    ``notes`` are further integers of this rank, as many on every rank, that travel with the counts.
+    """
+
+    def __init__(self, host: HostBatch, step: int, ranks: Ranks, notes: Sequence[int] = ()) -> None:
+        columns = _gather_columns(host, ranks, notes)
         base = np.cumsum([0, *columns["texts"][:-1]])
         queries = [index + start for index, start in zip(columns["query_index"], base, strict=True)]
         passages = [index + start for index, start in zip(columns["passage_index"], base, strict=True)]
@@ -157,6 +174,10 @@ class GlobalBatch:
         self.rows = sum(shares)
         self.own_rows = (sum(shares[: ranks.rank]), sum(shares[: ranks.rank + 1]))
         self.tokens = int(sum(columns["tokens"]))
+        self.texts: list[int] = columns["texts"]
+        """Distinct texts of each rank."""
+        self.notes: list[list[int]] = columns["notes"]
+        """Each rank's notes, in rank order."""
 
 
 _COLUMNS = (
@@ -170,22 +191,23 @@ _COLUMNS = (
     "positives",
     "positive_counts",
 )
-_NOT_TENSORS = ("query_index", "passage_index", "texts", "tokens")
+_NOT_TENSORS = ("query_index", "passage_index", "texts", "tokens", "notes")
 
 
-def _gather_columns(host: HostBatch, ranks: Ranks) -> dict[str, list[Any]]:
+def _gather_columns(host: HostBatch, ranks: Ranks, notes: Sequence[int]) -> dict[str, list[Any]]:
     """Every rank's columns, by name, in rank order; one collective for the lengths and one for all the numbers."""
     columns = [getattr(host, name) for name in _COLUMNS]
     columns.append(host.scores.view(np.int32).astype(np.int64))
-    counts = torch.tensor([len(host.encoded), host.tokens, *(len(c) for c in columns)], device=ranks.device)
+    counts_all = gather_numbers([len(host.encoded), host.tokens, *notes, *(len(c) for c in columns)], ranks)
+    lengths_all = [c[2 + len(notes) :] for c in counts_all]
     flat = torch.from_numpy(np.concatenate(columns)).to(ranks.device)
-    counts_all = gather_rows(counts, ranks, [len(counts)] * ranks.world_size).view(ranks.world_size, -1).tolist()
-    flat_all = gather_rows(flat, ranks, [sum(c[2:]) for c in counts_all]).cpu().numpy()
-    parts = np.split(flat_all, np.cumsum([n for c in counts_all for n in c[2:]])[:-1])
+    flat_all = gather_rows(flat, ranks, [sum(lengths) for lengths in lengths_all]).cpu().numpy()
+    parts = np.split(flat_all, np.cumsum([n for lengths in lengths_all for n in lengths])[:-1])
     names = (*_COLUMNS, "scores")
     gathered: dict[str, list[Any]] = {name: parts[i :: len(names)] for i, name in enumerate(names)}
     gathered["texts"] = [c[0] for c in counts_all]
     gathered["tokens"] = [c[1] for c in counts_all]
+    gathered["notes"] = [c[2 : 2 + len(notes)] for c in counts_all]
     return gathered
 
 

@@ -10,7 +10,8 @@ from numpy.typing import NDArray
 
 from embed_core.errors import DataError
 from embed_core.identity import identity, key_identity
-from embed_core.protocols import Dataset, Model
+from embed_core.protocols import Dataset
+from embed_core.tokens.cached import Tokenizes
 from embed_core.types import Encoded, Example, Item, Role
 
 Ints = NDArray[np.int64]
@@ -45,6 +46,11 @@ class HostBatch:
         """Tokens of the distinct texts, padding not included."""
         return sum(e.length for e in self.encoded)
 
+    @property
+    def squares(self) -> int:
+        """Of their lengths, summed."""
+        return sum(e.length * e.length for e in self.encoded)
+
 
 def share(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
     """The contiguous part of a global batch that is ``rank``'s; sizes differ by at most one row."""
@@ -57,7 +63,7 @@ def draw(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> 
     return [dataset.example(row, np.random.default_rng((seed, draw_number, row))) for row in rows]
 
 
-def prepare(model: Model, examples: Sequence[Example], *, deduplicate: bool = True) -> HostBatch:
+def prepare(model: Tokenizes, examples: Sequence[Example], *, deduplicate: bool = True) -> HostBatch:
     """Tokenise the examples' texts, column by column, and keep each distinct one once."""
     assert examples, "a rank's share of a batch is empty"
     for example in examples:
@@ -107,8 +113,16 @@ class _Pool:
         return position
 
 
-def _tokenize(model: Model, texts: Sequence[tuple[Item, str | None]], role: Role) -> list[Encoded]:
-    return model.tokenize([text for text, _ in texts], role, [prompt for _, prompt in texts])
+def _tokenize(model: Tokenizes, texts: Sequence[tuple[Item, str | None]], role: Role) -> list[Encoded]:
+    """Token lists of (item, prompt) pairs; a text that fills several places is tokenised once."""
+    names = [pair if isinstance(pair[0], str) else place for place, pair in enumerate(texts)]
+    first: dict[object, int] = {}
+    for place, name in enumerate(names):
+        first.setdefault(name, place)
+    distinct = [texts[place] for place in first.values()]
+    encoded = model.tokenize([text for text, _ in distinct], role, [prompt for _, prompt in distinct])
+    found = dict(zip(first, encoded, strict=True))
+    return [found[name] for name in names]
 
 
 def _known_positives(example: Example) -> list[int]:

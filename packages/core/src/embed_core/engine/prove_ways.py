@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from embed_core.config.run import RunConfig
 from embed_core.embeddings import select, values
 from embed_core.engine import sharding
+from embed_core.engine.attention import FLASH
 from embed_core.engine.gather import GlobalBatch
 from embed_core.engine.parts import Parts
 from embed_core.engine.prove import Variant
@@ -52,7 +53,7 @@ class PlainWay:
 
     def measure(self, number: int) -> float:
         """Loss and gradients of the whole batch at once. Raises EmbedError where the forward is random."""
-        host = self.parts.batch(self.module.model, number, deduplicate=False)
+        host = self.parts.batches.host(self.module.model, number, deduplicate=False)
         inputs = self.module.model.collate(host.encoded)
         moved = {name: value.to(self.ranks.device) for name, value in inputs.items()}
         torch.manual_seed(1)
@@ -84,8 +85,15 @@ class EngineWay:
 
     def __init__(self, parts: Parts, module: sharding.Trainable, ranks: Ranks, loss: Any, variant: Variant) -> None:
         self.parts, self.module, self.ranks, self.variant = parts, module, ranks, variant
-        self.config = parts.config.engine.model_copy(
-            update={"zero_stage": variant.zero_stage, "strategy": variant.strategy, "precision": "fp32"}
+        engine = parts.config.engine
+        self.config = engine.model_copy(
+            update={
+                "zero_stage": variant.zero_stage,
+                "strategy": variant.strategy,
+                "precision": "fp32",
+                # Flash-attention has no fp32; what it is told is the model's matter, and proven at the start of runs.
+                "attention": "sdpa" if engine.attention == FLASH else engine.attention,
+            }
         )
         # Accumulated batches are compared one by one; DeepSpeed would divide them by their number.
         train = parts.config.train.model_copy(update={"gradient_accumulation_steps": 1})
@@ -99,10 +107,10 @@ class EngineWay:
     def measure(self, number: int) -> float:
         """One forward and backward of the loop; chunks small enough that there are several."""
         model = self.module.model
-        host = self.parts.batch(model, number, self.ranks.rank, self.ranks.world_size)
+        host = self.parts.batches.host(model, number, self.ranks.rank, self.ranks.world_size)
         # A budget that takes a whole share would compare nothing.
         share = max(1, sum(self.ranks.gather(host.tokens)) // (CHUNKS * self.ranks.world_size))
-        config = self.config.model_copy(update={"token_budget": min(self.config.token_budget, share)})
+        config = self.config.model_copy(update={"token_budget": min(self.config.chunk_tokens, share)})
         seed = seed_of(self.parts.config.seed, number, 0, self.ranks.rank)
         if number == 0:
             self._look(*(Chunks(host.encoded, model, config, self.ranks, s) for s in (seed, seed + 1)))

@@ -29,6 +29,9 @@ class TrainState:
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     best_step: int | None = None
     best_value: float | None = None
+    skipped: int = 0
+    """Steps whose loss or gradient was not finite."""
+    skipped_in_a_row: int = 0
     world_size: int = 1
     zero_stage: int = 0
     identity: dict[str, Any] = field(default_factory=dict)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import random
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -19,14 +18,15 @@ from embed_core.card import RunCard
 from embed_core.config.load import default_output_dir, plain
 from embed_core.config.run import RunConfig
 from embed_core.context import BuildContext
-from embed_core.engine import sharding
+from embed_core.engine import choose, sharding
+from embed_core.engine.building import build_context, seed_everything
 from embed_core.engine.outputs import OutputDir, replace_directory, write_text
 from embed_core.engine.ranks import RankLostError, Ranks, is_lost_rank, join
 from embed_core.engine.resume import CheckpointStore, TrainState, check_same_run
 from embed_core.engine.trainer import Components, Pace, Trainer
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
 from embed_core.events import RunEvent
-from embed_core.protocols import Announce, Checkpointer, Dataset, Model
+from embed_core.protocols import Announce, Checkpointer, Dataset, ExportsOtherwise, Model
 from embed_core.registry import Registry
 
 T = TypeVar("T")
@@ -102,7 +102,10 @@ class _Session:
         self, config: RunConfig, manager: pluggy.PluginManager, registry: Registry, options: Options, ranks: Ranks
     ) -> None:
         assert config.output_dir is not None
-        self.config, self.manager, self.registry = config, manager, registry
+        self.given = config
+        """As the user has it: what is written down. ``config`` has what `auto` means here."""
+        self.config = config.model_copy(update={"engine": choose.chosen(config.engine, ranks, options.announce)})
+        self.manager, self.registry = manager, registry
         self.options, self.ranks, self.announce = options, ranks, options.announce
         self.outputs = OutputDir(config.output_dir)
         self.store = CheckpointStore(self.outputs.checkpoints, config.checkpoint.keep_last, ranks)
@@ -113,7 +116,7 @@ class _Session:
     def run(self) -> RunResult:
         self._on_rank_0(lambda: self.outputs.check(resume=self.options.resume, overwrite=self.options.overwrite))
         self._check_trackers()
-        context = self._context()
+        context = build_context(self.config, self.registry, self.ranks, self.announce, self.options.dataset)
         parts = self._build(context)
         checkpointer = self.config.checkpoint.build(context)
         self.state = self._state(parts)
@@ -134,20 +137,6 @@ class _Session:
         export = self._export(engine, parts, checkpointer)
         self._on_rank_0(lambda: self._write_status("finished"))
         return RunResult(self.outputs.path, export, self.state.step, self.state.evaluations, parts.model)
-
-    def _context(self) -> BuildContext:
-        context = BuildContext(
-            registry=self.registry,
-            seed=self.config.seed,
-            rank=self.ranks.rank,
-            world_size=self.ranks.world_size,
-            device=self.ranks.device,
-            announce=self.announce,
-            barrier=self.ranks.barrier,
-        )
-        given = self.options.dataset
-        context.dataset_factory = lambda: given if given is not None else self.config.data.build(context)
-        return context
 
     def _build(self, context: BuildContext) -> Components:
         """Dataset first: a missing file shows before a large model has loaded, and a from-scratch one needs it."""
@@ -216,7 +205,7 @@ class _Session:
         def start() -> None:
             self.outputs.prepare(overwrite=self.options.overwrite)
             self.store.clear_leftovers()
-            text = yaml.safe_dump(plain(self.config), sort_keys=False, allow_unicode=True)
+            text = yaml.safe_dump(plain(self.given), sort_keys=False, allow_unicode=True)
             write_text(self.outputs.path / "config.yaml", text)
             self._started = True
             self._write_status("running")
@@ -264,7 +253,10 @@ class _Session:
 
                 shutil.rmtree(temporary)
             temporary.mkdir()
-            checkpointer.export(model, state, temporary, self._card(parts))
+            if isinstance(model, ExportsOtherwise):
+                model.export_with(checkpointer, state, temporary, self._card(parts))
+            else:
+                checkpointer.export(model, state, temporary, self._card(parts))
             replace_directory(temporary, self.outputs.export)
             return self.outputs.export
 
@@ -321,16 +313,6 @@ class _Session:
             raise next((c for c in classes if c.__name__ == kind), CheckpointError)(message)
         answered: T = result
         return answered
-
-
-def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators: what a component draws while it is built is then the same again."""
-    import numpy as np
-    import torch
-
-    random.seed(seed)
-    np.random.seed(seed % 2**32)
-    torch.manual_seed(seed)
 
 
 def _versions() -> dict[str, str]:

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from typing import Any
 
 import torch
@@ -10,7 +12,12 @@ from torch import Tensor, nn
 
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
 from embed_core.embeddings import to_float32
+from embed_core.engine import choose, frozen
+from embed_core.engine.attention import set_attention
+from embed_core.engine.compiling import compile_encoders
+from embed_core.engine.embedding import SharedTables
 from embed_core.engine.ranks import Ranks
+from embed_core.engine.recompute import enable_checkpointing
 from embed_core.errors import ConfigError
 from embed_core.protocols import Announce
 from embed_core.types import Embeddings
@@ -24,9 +31,27 @@ class Trainable(nn.Module):
         self.model = model
         self.loss = loss if isinstance(loss, nn.Module) else None
 
+        self.mixed = False
+        """Whether matrix products are bf16 while weights, gradients and sums stay fp32."""
+        self.tables: SharedTables | None = None
+
+    @contextmanager
+    def together(self, *, hold: bool = False) -> Iterator[None]:
+        """Around the forwards of one backward: each weight is converted once, each embedding table summed up once.
+
+        ``hold`` as in :meth:`SharedTables.shared`.
+        """
+        with self._autocast(), self.tables.shared(hold=hold) if self.tables else nullcontext():
+            yield
+
+    def _autocast(self) -> Any:
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, torch.bfloat16) if self.mixed else nullcontext()
+
     def forward(self, **inputs: Tensor) -> Embeddings:
         """One chunk → embeddings, at least in fp32: gathering and losses never see half precision."""
-        result: Embeddings = to_float32(self.model(**inputs))
+        with self._autocast():
+            result: Embeddings = to_float32(self.model(**inputs))
         return result
 
 
@@ -55,7 +80,7 @@ def deepspeed_config(engine: EngineConfig, train: TrainConfig, ranks: Ranks) -> 
             "stage3_gather_16bit_weights_on_model_save": False,
         },
         "zero_allow_untested_optimizer": True,
-        "bf16": {"enabled": engine.precision == "bf16"},
+        "bf16": {"enabled": engine.precision == "bf16-weights"},
         "fp16": {"enabled": engine.precision == "fp16"},
         "steps_per_print": 2**31 - 1,
     }
@@ -63,7 +88,7 @@ def deepspeed_config(engine: EngineConfig, train: TrainConfig, ranks: Ranks) -> 
 
 def effective_stage(engine: EngineConfig) -> int:
     """DeepSpeed's stage 0 has no fp32 master weights in half precision; its stage 1 has, with the same arithmetic."""
-    return 1 if engine.precision != "fp32" and engine.zero_stage == 0 else engine.zero_stage
+    return 1 if engine.precision in ("bf16-weights", "fp16") and engine.zero_stage == 0 else engine.zero_stage
 
 
 def needs_equal_chunks(engine: EngineConfig, world_size: int) -> bool:
@@ -84,6 +109,8 @@ def initialize(
         raise ConfigError("engine.precision: 'fp16' needs CUDA: use bf16 or fp32 on this machine")
     if effective_stage(engine) != engine.zero_stage:
         announce(f"zero_stage 0 with {engine.precision} runs as stage 1, which keeps fp32 master weights")
+    prepare(module, engine, ranks, announce)
+    frozen.keep_exact(module, engine, ranks)
     module.to(ranks.device)
     settings = train.optimizer
     optimizer = torch.optim.AdamW(
@@ -94,7 +121,27 @@ def initialize(
         fused=True,
     )
     built = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(engine, train, ranks))
+    if ranks.world_size == 1 and effective_stage(engine) == 0:
+        built[0].enable_backward_allreduce = False  # alone, it would only copy every gradient there and back
     return built[0]
+
+
+def prepare(
+    module: Trainable, engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None
+) -> None:
+    """What the engine's options change in the model itself."""
+    set_attention(module.model, engine, ranks, announce)
+    if engine.gradient_checkpointing:
+        enable_checkpointing(module.model)
+    if engine.compile:
+        compile_encoders(module.model)
+    elif not ranks.on_cuda and engine.zero_stage < 3:
+        # Under ZeRO-3 a weight is there only while its module runs; a compiled graph has its own.
+        module.tables = SharedTables(module.model)
+    module.mixed = engine.precision == "bf16"
+    if hasattr(module.model, "pad_to_multiple_of"):
+        model: Any = module.model
+        model.pad_to_multiple_of = math.lcm(model.pad_to_multiple_of, choose.length_multiple(engine, ranks))
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
@@ -128,7 +175,8 @@ def full_state(engine: Any, module: nn.Module, ranks: Ranks) -> dict[str, Tensor
     for name, parameter in module.named_parameters():
         value = _full_value(engine, parameter)
         if ranks.rank == 0:
-            state[name] = value.detach().to("cpu", torch.float32, copy=True)
+            # After the gather, in which all ranks take part.
+            state[name] = frozen.exact(parameter, value).detach().to("cpu", torch.float32, copy=True)
     if ranks.rank == 0:
         persistent = module.state_dict(keep_vars=True).keys()
         for name, buffer in module.named_buffers():

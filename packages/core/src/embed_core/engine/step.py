@@ -7,23 +7,29 @@ again chunk by chunk with that gradient as the upstream: memory of one chunk, fo
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar, cast
 
 import torch
 from torch import Tensor
 
 from embed_core.config.run import EngineConfig
-from embed_core.embeddings import concat, detach, map_values, select, values
-from embed_core.engine import chunking
-from embed_core.engine.gather import GlobalBatch, gather_embeddings, sum_parts
+from embed_core.embeddings import detach, map_values, select, values
+from embed_core.engine.chunks import Chunks
+from embed_core.engine.fit import Fit, Probe, Sizes, Strategy
+from embed_core.engine.gather import GlobalBatch, gather_embeddings, gather_numbers, sum_parts
 from embed_core.engine.host_batch import HostBatch
 from embed_core.engine.ranks import Ranks
-from embed_core.engine.seeds import seed_of
-from embed_core.engine.sharding import needs_equal_chunks
-from embed_core.protocols import Loss, Model
-from embed_core.types import Batch, Embeddings, Encoded, LossOutput
+from embed_core.engine.recover import OutOfMemoryError, first_line, is_out_of_memory, reserved_bytes
+from embed_core.engine.sharding import effective_stage, needs_equal_chunks
+from embed_core.errors import EmbedError
+from embed_core.protocols import Announce, Loss, Model
+from embed_core.types import Batch, Embeddings, LossOutput
+
+T = TypeVar("T")
+
+__all__ = ["Chunks", "Step", "StepOutput"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -35,59 +41,166 @@ class StepOutput:
     rows: int
     tokens: int
     padded_tokens: int
+    row_ids: Tensor
+    """int64 row ids of the global batch."""
+    word: int
+    """What rank 0 gave as ``word``."""
+    squares: int
+    """Of the lengths of the texts in tokens, summed over all ranks: what attention costs."""
 
 
 class Step:
-    """Runs global batches through the engine. Stateless between calls."""
+    """Runs global batches through the engine. What it remembers between calls is what fits in memory."""
 
-    def __init__(self, engine: Any, model: Model, loss: Loss, config: EngineConfig, ranks: Ranks) -> None:
-        self.engine, self.model, self.loss, self.config, self.ranks = engine, model, loss, config, ranks
+    def __init__(
+        self,
+        engine: Any,
+        model: Model,
+        loss: Loss,
+        config: EngineConfig,
+        ranks: Ranks,
+        announce: Announce = lambda line: None,
+    ) -> None:
+        self.engine, self.model, self.loss, self.ranks = engine, model, loss, ranks
+        self.fit = Fit(config, ranks, announce)
+        self._stage = effective_stage(config)
+        self._tried: tuple[Sizes, Strategy] | None = None
 
-    def forward_backward(self, host: HostBatch, step: int, *, seed: int = 0, last: bool = True) -> StepOutput:
+    def forward_backward(
+        self, host: HostBatch, step: int, *, seed: int = 0, last: bool = True, word: int = 0
+    ) -> StepOutput:
         """Accumulate the gradient of ``host``'s global batch.
 
         The same on every number of ranks, with any chunking and either strategy. ``seed`` is this rank's for dropout;
-        ``last`` says whether the optimizer steps after this batch, so that gradients are reduced now.
-        """
-        chunks = Chunks(host.encoded, self.model, self.config, self.ranks, seed)
-        shared = GlobalBatch(host, step, self.ranks)
-        run = self._cached if self.config.strategy == "cached" else self._direct
-        output = run(chunks, shared, last)
-        padded_all = sum(self.ranks.gather(chunks.padded_tokens))
-        return StepOutput(output.loss.detach(), dict(output.metrics), shared.rows, shared.tokens, padded_all)
+        ``last`` says whether the optimizer steps after this batch, so that gradients are reduced now; ``word`` is a
+        number that rank 0 tells all ranks, which costs nothing here.
 
-    def _direct(self, chunks: Chunks, shared: GlobalBatch, last: bool) -> LossOutput:
-        parts = [chunks.forward(self.engine, number) for number in range(len(chunks))]
+        Raises OutOfMemoryError, on all ranks alike, where memory did not suffice and another attempt may be made after
+        :func:`embed_core.engine.recover.drop_gradients` and :meth:`shrink`; EmbedError where the ranks cannot go back.
+        """
+        config = self.fit.config
+        chunks = Chunks(host.encoded, self.model, config, self.ranks, seed, equal=False)
+        shared = GlobalBatch(host, step, self.ranks, (word, host.squares, *chunks.sizes))
+        sizes = Sizes.largest([note[2:] for note in shared.notes])
+        if needs_equal_chunks(config, self.ranks.world_size):
+            chunks.equalize(sizes.chunks)
+        output, padded_tokens = self._watched(lambda: self._run(chunks, shared, sizes, last), sizes)
+        return StepOutput(
+            loss=output.loss.detach(),
+            metrics=dict(output.metrics),
+            rows=shared.rows,
+            tokens=shared.tokens,
+            padded_tokens=padded_tokens,
+            row_ids=shared.targets.row_ids_B,
+            word=shared.notes[0][0],
+            squares=sum(note[1] for note in shared.notes),
+        )
+
+    def shrink(self) -> None:
+        """Take less memory from here on, after OutOfMemoryError. Raises EmbedError where less is not possible."""
+        assert self._tried is not None, "nothing has failed"
+        self.fit.shrink(*self._tried)
+
+    def _watched(self, function: Callable[[], T], sizes: Sizes) -> T:
+        """``function``'s result, or one of the two errors of :meth:`forward_backward` where memory does not suffice."""
+        try:
+            return function()
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+            cause = first_line(error)
+        # Here, where the error and with it the frames that hold its tensors are gone.
+        if self.ranks.world_size == 1:
+            raise OutOfMemoryError
+        raise EmbedError(
+            f"rank {self.ranks.rank} ran out of memory where {self.ranks.world_size} ranks cannot go back together "
+            f"({cause}): set {self.fit.remedy(sizes)}"
+        )
+
+    def _together(self, function: Callable[[], T], number: int = 0, *, collective: bool = False) -> tuple[T, int]:
+        """``function``'s result, and the sum of ``number`` over the ranks.
+
+        At the end the ranks tell each other whether memory sufficed. Where it did not on one of them, all raise
+        OutOfMemoryError, unless ``function`` is ``collective``: the others then wait inside, and nobody can tell them.
+        """
+        failed, result = 0, None
+        try:
+            result = function()
+        except Exception as error:
+            if not is_out_of_memory(error) or (collective and self.ranks.world_size > 1):
+                raise
+            failed = 1
+        told = gather_numbers((failed, number), self.ranks)
+        if any(rank_failed for rank_failed, _ in told):
+            raise OutOfMemoryError
+        return cast(T, result), sum(numbers for _, numbers in told)
+
+    def _run(self, chunks: Chunks, shared: GlobalBatch, sizes: Sizes, last: bool) -> tuple[LossOutput, int]:
+        self._tried = (sizes, "cached")
+        if self.fit.must_measure(sizes):
+            reserved = reserved_bytes(self.engine, self.ranks.world_size)
+            probes = [self._probe(chunks, number) for number in (len(chunks) - 1, 0)]
+            with self.engine.module.together():
+                self.fit.measure(probes, reserved, sizes)
+        strategy = self.fit.strategy(sizes)
+        self._tried = (sizes, strategy)
+        return (self._cached if strategy == "cached" else self._direct)(chunks, shared, last)
+
+    def _probe(self, chunks: Chunks, number: int) -> Probe:
+        return Probe(lambda: chunks.forward(self.engine, number), chunks.tokens(number))
+
+    def _direct(self, chunks: Chunks, shared: GlobalBatch, last: bool) -> tuple[LossOutput, int]:
+        with self.engine.module.together():
+            parts, padded_tokens = self._encode(chunks)
         output = self._loss(chunks.in_order(parts), shared)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(output.loss)
-        return output
+        return output, padded_tokens
 
-    def _cached(self, chunks: Chunks, shared: GlobalBatch, last: bool) -> LossOutput:
-        with torch.no_grad():
-            parts = [detach(chunks.forward(self.engine, number)) for number in range(len(chunks))]
-        leaves = [map_values(part, lambda value: value.requires_grad_()) for part in parts]
+    def _cached(self, chunks: Chunks, shared: GlobalBatch, last: bool) -> tuple[LossOutput, int]:
+        with torch.no_grad(), self.engine.module.together():
+            parts, padded_tokens = self._encode(chunks)
+        leaves = [map_values(detach(part), lambda value: value.requires_grad_()) for part in parts]
         output = self._loss(chunks.in_order(leaves), shared)
         own = [p for p in self._loss_parameters() if p.requires_grad]
         flat = [value for leaf in leaves for value in values(leaf)]
         gradients = iter(torch.autograd.grad(output.loss, flat, retain_graph=bool(own), allow_unused=True))
-        for number in range(len(chunks)):
-            final = number == len(chunks) - 1
-            again = values(chunks.forward(self.engine, number))
+
+        def again(number: int) -> Tensor:
             # The product's gradient is the one that was cached; a kind no loss used takes part with zero, so that
             # under ZeRO-3 every rank runs the same backwards.
-            surrogate = torch.stack([_product(value, next(gradients)) for value in again]).sum()
-            if number == 0 and own:
-                # Parameters of the loss: its graph ends at the cached embeddings, so nothing is counted twice. With
-                # the first chunk, because ZeRO-3 overwrites the last step's gradients at the first backward only.
-                surrogate = surrogate + output.loss
-            self.engine.set_gradient_accumulation_boundary(last and final)
-            self.engine.backward(surrogate)
-        return output
+            hold = number < len(chunks) - 1 and self._stage == 0
+            with self.engine.module.together(hold=hold):
+                encoded = values(chunks.forward(self.engine, number))
+            products = [_product(value, next(gradients)) for value in encoded]
+            # Parameters of the loss: its graph ends at the cached embeddings, so nothing is counted twice. With the
+            # first chunk, because ZeRO-3 overwrites the last step's gradients at the first backward only.
+            return torch.stack([*products, output.loss] if number == 0 and own else products).sum()
+
+        def all_but_the_last_backward() -> Tensor:
+            self.engine.set_gradient_accumulation_boundary(False)
+            for number in range(len(chunks) - 1):
+                self.engine.backward(again(number))
+            return again(len(chunks) - 1)
+
+        # Up to here stages 0 and 1 have communicated nothing: the ranks can still go back together.
+        final, _ = self._together(all_but_the_last_backward, collective=self._stage >= 2)
+        self.engine.set_gradient_accumulation_boundary(last)
+        self.engine.backward(final)
+        return output, padded_tokens
+
+    def _encode(self, chunks: Chunks) -> tuple[list[Embeddings], int]:
+        """All chunks' embeddings, and how many tokens the hardware of all ranks saw."""
+
+        def encode() -> list[Embeddings]:
+            return [chunks.forward(self.engine, number) for number in range(len(chunks))]
+
+        padded_tokens = sum(chunks.tokens(number) for number in range(len(chunks)))
+        return self._together(encode, padded_tokens, collective=self._stage == 3)
 
     def _loss(self, local: Embeddings, shared: GlobalBatch) -> LossOutput:
         parts = self.ranks.world_size > 1 and getattr(self.loss, "shares_rows", False)
-        texts = gather_embeddings(local, self.ranks, parts=parts)
+        texts = gather_embeddings(local, self.ranks, shared.texts, parts=parts)
         batch = Batch(select(texts, shared.query_index_B), select(texts, shared.passage_index_P))
         if not parts:
             return self.loss(batch, shared.targets)
@@ -95,39 +208,6 @@ class Step:
 
     def _loss_parameters(self) -> Sequence[Tensor]:
         return list(self.loss.parameters()) if isinstance(self.loss, torch.nn.Module) else []
-
-
-class Chunks:
-    """This rank's distinct texts, sorted by length and cut to the token budget, as often as all ranks must."""
-
-    def __init__(
-        self, encoded: Sequence[Encoded], model: Model, config: EngineConfig, ranks: Ranks, seed: int | None = None
-    ) -> None:
-        self._encoded, self._model, self._ranks, self._seed = encoded, model, ranks, seed
-        lengths = [item.length for item in encoded]
-        self._chunks = chunking.cut(lengths, config.token_budget)
-        if needs_equal_chunks(config, ranks.world_size):
-            self._chunks = chunking.cut(lengths, config.token_budget, ranks.largest(len(self._chunks)))
-        self.padded_tokens = chunking.padded_tokens(lengths, self._chunks)
-
-    def __len__(self) -> int:
-        return len(self._chunks)
-
-    def forward(self, engine: Any, number: int) -> Embeddings:
-        """Chunk ``number`` through the engine. Dropout is a function of (seed, number): a second call repeats it."""
-        if self._seed is not None:
-            torch.manual_seed(seed_of(self._seed, number))
-        inputs = self._model.collate([self._encoded[i] for i in self._chunks[number]])
-        moved = {name: value.to(self._ranks.device, non_blocking=True) for name, value in inputs.items()}
-        result: Embeddings = engine(**moved)
-        return result
-
-    def in_order(self, parts: Sequence[Embeddings]) -> Embeddings:
-        """The chunks' embeddings, text by text as they were given."""
-        order = torch.tensor([index for chunk in self._chunks for index in chunk])
-        back = torch.empty(len(self._encoded), dtype=torch.int64)
-        back[order] = torch.arange(len(order))
-        return select(concat(parts), back.to(self._ranks.device))
 
 
 def _product(value: Tensor, gradient: Tensor | None) -> Tensor:

@@ -9,17 +9,22 @@ from dataclasses import dataclass
 from typing import Any
 
 from embed_core.config.run import RunConfig
-from embed_core.engine import schedule, sharding
+from embed_core.context import cache_root
+from embed_core.engine import recover, schedule, sharding
+from embed_core.engine.batches import Batches
 from embed_core.engine.encoder import EngineEncoder
-from embed_core.engine.host_batch import HostBatch, draw, prepare, share
+from embed_core.engine.finite import FiniteGuard, first_bad
+from embed_core.engine.host_batch import HostBatch
 from embed_core.engine.prefetch import prefetch
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.resume import CheckpointStore, TrainState
 from embed_core.engine.seeds import seed_of
 from embed_core.engine.step import Step, StepOutput
+from embed_core.engine.utilisation import Meter
 from embed_core.errors import ConfigError, EmbedError, did_you_mean
 from embed_core.events import StepEvent
 from embed_core.protocols import Announce, Dataset, Evaluator, Loss, Model, Sampler
+from embed_core.tokens.cached import CachedTokens, cached_tokens
 
 
 @dataclass(frozen=True)
@@ -66,12 +71,20 @@ class Trainer:
         self.config, self.parts, self.engine, self.ranks = config, parts, engine, ranks
         self.state, self.store, self.notify, self.announce = state, store, notify, announce
         self.pace = Pace.of(config, parts.sampler)
-        self.step = Step(engine, parts.model, parts.loss, config.engine, ranks)
-        self.encoder = EngineEncoder(engine, parts.model, config.engine, ranks)
+        self.batches = Batches(config, parts.dataset, parts.sampler)
+        self.step = Step(engine, parts.model, parts.loss, config.engine, ranks, announce)
+        self.meter = Meter(parts.model, config.engine.precision, ranks, announce)
+        self.guard = FiniteGuard(config.train.non_finite, state, announce)
+        total = self.pace.total_steps * self.pace.draws_per_step
+        repeats = total > self.pace.draws_per_epoch
+        self.tokens = cached_tokens(parts.model, config.engine.token_cache, cache_root(), announce, repeats=repeats)
+        self.encoder = EngineEncoder(engine, parts.model, config.engine, ranks, self.tokens)
         self._saved_at, self._saved_step = time.monotonic(), state.step
+        self._save_is_due = False
+        """Whether the minutes between two states were over when this step began."""
 
     def train(self) -> TrainState:
-        """All remaining steps. Raises EmbedError when the loss stops being a number."""
+        """All remaining steps. Raises EmbedError where a loss or gradient is no number, or memory does not suffice."""
         pace, state = self.pace, self.state
         if state.step == 0 and not state.evaluations:
             self.evaluate()
@@ -87,48 +100,81 @@ class Trainer:
         finally:
             batches.close()
         self._save_last()
+        skipped = self.guard.summary()
+        if skipped is not None:
+            self.announce(skipped)
         if state.step not in state.evaluations:
             self.evaluate()
+        if isinstance(self.tokens, CachedTokens):
+            self.tokens.close()
         return state
 
     def _batch(self, number: int) -> HostBatch:
         """This rank's part of the ``number``-th global batch, ready for the device."""
-        drawn = self.parts.sampler.batch(number)
-        if len(drawn) < self.ranks.world_size:  # known to all ranks, so that all of them stop here
-            raise EmbedError(
-                f"sampler.kind {self.config.sampler.kind!r}: batch {number} has {len(drawn)} rows for "
-                f"{self.ranks.world_size} ranks: every rank needs one, use fewer ranks or another sampler"
-            )
-        rows = share(drawn, self.ranks.rank, self.ranks.world_size)
-        examples = draw(self.parts.dataset, rows, self.config.seed, number)
-        return prepare(self.parts.model, examples, deduplicate=self.config.engine.deduplicate)
+        return self.batches.host(self.tokens, number, self.ranks.rank, self.ranks.world_size)
 
     def _optimizer_step(self, batches: list[HostBatch]) -> StepEvent:
         started, state, settings = time.perf_counter(), self.state, self.config.train
         rate = settings.optimizer.learning_rate * schedule.factor(settings.schedule, state.step, self.pace.total_steps)
         sharding.set_learning_rate(self.engine, rate)
-        outputs, norm = [], None
-        for micro, host in enumerate(batches):
-            # Dropout is a function of (seed, step, rank): a resume repeats it without saved states.
-            seed = seed_of(self.config.seed, state.step, micro, self.ranks.rank)
-            last = micro == len(batches) - 1
-            outputs.append(self.step.forward_backward(host, state.step, seed=seed, last=last))
-            self._check_finite(outputs[-1], host)
-            if last and self.engine.zero_optimization_stage() == 0:
-                norm = sharding.gradient_norm(self.engine)
-            self.engine.step()
-        if self.engine.zero_optimization_stage() > 0:
-            norm = sharding.gradient_norm(self.engine)
+        outputs = self._accumulate(batches)
+        bad = first_bad(output.loss for output in outputs)
+        if bad is not None:
+            # The other ranks have the same loss, and do the same.
+            recover.drop_gradients(self.engine)
+            self.guard.failed("loss", bad, outputs[-1:])
+            return self._event(outputs, rate, None, time.perf_counter() - started)
+        norm, taken = self._step_weights()
+        if taken:
+            self.guard.passed()
+        else:
+            self.guard.failed("gradient norm", math.nan if norm is None else norm, outputs)
         return self._event(outputs, rate, norm, time.perf_counter() - started)
 
-    def _check_finite(self, output: StepOutput, host: HostBatch) -> None:
-        value = float(output.loss)
-        if not math.isfinite(value):
-            rows = ", ".join(map(str, host.row_ids[:8]))
+    def _accumulate(self, batches: list[HostBatch]) -> list[StepOutput]:
+        """The gradients of one optimizer step, up to a loss that is no number. All of them again where memory ran out:
+        the stages hold what came before in forms that cannot be told from what the failed attempt left."""
+        while True:
+            try:
+                return self._attempt(batches)
+            except recover.OutOfMemoryError:
+                pass
+            recover.drop_gradients(self.engine)
+            self.step.shrink()
+
+    def _attempt(self, batches: list[HostBatch]) -> list[StepOutput]:
+        outputs: list[StepOutput] = []
+        due = int(self._minutes_are_over())
+        for micro, host in enumerate(batches):
+            # Dropout is a function of (seed, step, rank): a resume repeats it without saved states.
+            seed = seed_of(self.config.seed, self.state.step, micro, self.ranks.rank)
+            last = micro == len(batches) - 1
+            outputs.append(self.step.forward_backward(host, self.state.step, seed=seed, last=last, word=due))
+            if first_bad([outputs[-1].loss]) is not None:
+                break
+        self._save_is_due = bool(outputs[0].word)
+        return outputs
+
+    def _step_weights(self) -> tuple[float | None, bool]:
+        """Clip and step, unless the gradient is not finite. The norm before clipping, and whether there was a step."""
+        unsharded = self.engine.zero_optimization_stage() == 0
+        norm = sharding.gradient_norm(self.engine) if unsharded else None
+        if norm is not None and not math.isfinite(norm):
+            recover.drop_gradients(self.engine)
+            return norm, False
+        try:
+            self.engine.step()
+        except Exception as error:
+            if not recover.is_out_of_memory(error):
+                raise
+            # Part of the weights may have moved already: nothing can be taken back.
             raise EmbedError(
-                f"the loss is {value} at step {self.state.step + 1} (rows {rows}{', …' if host.rows > 8 else ''}): "
-                "lower train.optimizer.learning_rate, raise the temperature, or use engine.precision: fp32"
-            )
+                f"out of memory in the optimizer's step ({recover.first_line(error)}): share its states among ranks "
+                "with engine.zero_stage: 1 to 3, use engine.precision: bf16, or a smaller model"
+            ) from None
+        if not unsharded:
+            norm = sharding.gradient_norm(self.engine)
+        return norm, not recover.gradients_were_refused(self.engine)
 
     def _event(self, outputs: list[StepOutput], rate: float, norm: float | None, seconds: float) -> StepEvent:
         count = len(outputs)
@@ -139,13 +185,16 @@ class Trainer:
             total_steps=self.pace.total_steps,
             epoch=step * self.pace.draws_per_step / self.pace.draws_per_epoch,
             loss=sum(float(o.loss) for o in outputs) / count,
-            metrics={name: sum(float(o.metrics[name]) for o in outputs) / count for name in outputs[0].metrics},
+            metrics={name: sum(float(o.metrics[name]) for o in outputs) / count for name in outputs[0].metrics}
+            | self.guard.metrics,
             learning_rate=rate,
             gradient_norm=norm,
             seconds=seconds,
             rows=sum(o.rows for o in outputs),
             tokens=sum(o.tokens for o in outputs),
             padded_tokens=sum(o.padded_tokens for o in outputs),
+            flops=self.meter.flops(sum(o.tokens for o in outputs), sum(o.squares for o in outputs)),
+            peak_flops=self.meter.peak,
         )
 
     def evaluate(self) -> Mapping[str, float]:
@@ -202,14 +251,14 @@ class Trainer:
         return True
 
     def _save_if_due(self, *, force: bool) -> None:
-        settings, step = self.config.checkpoint, self.state.step
-        by_step = bool(settings.every_steps) and step % settings.every_steps == 0
-        by_time = False
-        if settings.every_minutes and not (by_step or force):
-            # Clocks differ between ranks, and saving is a collective: rank 0 decides.
-            by_time = self.ranks.broadcast(time.monotonic() - self._saved_at >= 60 * settings.every_minutes)
-        if force or by_step or by_time:
+        every = self.config.checkpoint.every_steps
+        if force or self._save_is_due or (every and self.state.step % every == 0):
             self._save()
+
+    def _minutes_are_over(self) -> bool:
+        """Asked before a step, which tells rank 0's answer to all: clocks differ, and saving is a collective."""
+        minutes = self.config.checkpoint.every_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
 
     def _save_last(self) -> None:
         """The end is worth keeping where anything is: the last evaluation may fail, and a run may be trained on."""

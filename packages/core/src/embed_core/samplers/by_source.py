@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from array import array
 from typing import TYPE_CHECKING
 
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import EpochSampler, check_batch_size
+from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
     import numpy as np
@@ -25,9 +26,10 @@ class BySourceSampler(EpochSampler):
 
         super().__init__(seed, batch_size)
         check_batch_size(dataset, batch_size)
-        rows: dict[str, list[int]] = {}
+        kind = row_type(len(dataset))
+        rows: dict[str, array[int]] = {}
         for row in range(len(dataset)):
-            rows.setdefault(dataset.source(row), []).append(row)
+            rows.setdefault(dataset.source(row), array(kind.char)).append(row)
         self.draws_per_epoch = sum(len(of) // batch_size for of in rows.values())
         if not self.draws_per_epoch:
             largest = max(rows, key=lambda name: len(rows[name]))
@@ -35,7 +37,7 @@ class BySourceSampler(EpochSampler):
                 f"sampler.batch_size={batch_size}: no source of {dataset.name} has that many rows; the largest, "
                 f"{largest!r}, has {len(rows[largest])}: set batch_size to at most {len(rows[largest])}"
             )
-        self.sources = [np.asarray(of) for of in rows.values()]
+        self.sources = [np.frombuffer(of, dtype=kind) for of in rows.values()]
         _announce_left_out(rows, batch_size, announce)
 
     def plan(self, epoch: int) -> np.ndarray:
@@ -50,7 +52,7 @@ class BySourceSampler(EpochSampler):
         return rng.permutation(np.concatenate(batches))
 
 
-def _announce_left_out(rows: dict[str, list[int]], batch_size: int, announce: Announce) -> None:
+def _announce_left_out(rows: dict[str, array[int]], batch_size: int, announce: Announce) -> None:
     short = [f"{name!r} ({len(of)})" for name, of in rows.items() if len(of) < batch_size]
     if short:
         named = ", ".join(short[:10]) + (f", … ({len(short)} in all)" if len(short) > 10 else "")

@@ -49,6 +49,13 @@ class EpochSampler(ABC):
         return np.random.default_rng([self.seed, *stream])
 
 
+def row_type(rows: int) -> np.dtype[np.signedinteger]:
+    """The narrowest type of row ids below ``rows``: plans are what a sampler holds in memory, 4 bytes a row."""
+    import numpy as np
+
+    return np.dtype(np.int32 if rows <= 2**31 else np.int64)
+
+
 def check_batch_size(dataset: Dataset, batch_size: int) -> None:
     """Raises ConfigError when a batch needs more rows than there are."""
     if batch_size > len(dataset):

@@ -2,23 +2,38 @@
 
 from __future__ import annotations
 
+from array import array
 from itertools import chain
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
+from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import EpochSampler, check_batch_size
+from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable
 
     import numpy as np
 
+    from embed_core.datasets.shared_ids import Blocks
     from embed_core.protocols import Announce, Dataset
 
 ATTEMPTS = 3
 """Orders tried before an epoch falls back to the batches of epoch 0."""
 COMPARISONS_PER_ROW = 10
 """Bounds the work of completing the last batches of an epoch, where few texts are in most rows."""
+
+BLOCK = 1 << 16
+"""Rows of an order that are Python integers at a time."""
+
+
+@runtime_checkable
+class HasIdentityBlocks(Protocol):
+    """A dataset that gives the identities of all rows faster than row by row; no part of the dataset's contract."""
+
+    def identity_blocks(self) -> Blocks:
+        """(how many each row has, the 64-bit identities row after row), in blocks, the same at every call."""
+        ...
 
 
 class NoDuplicatesSampler(EpochSampler):
@@ -32,8 +47,9 @@ class NoDuplicatesSampler(EpochSampler):
     def __init__(self, dataset: Dataset, seed: int, batch_size: int, announce: Announce) -> None:
         super().__init__(seed, batch_size)
         check_batch_size(dataset, batch_size)
-        self.identities = _numbered(dataset)
+        self.identities = shared_ids(_blocks(dataset))
         first = self._packed(0, 0)
+        self._first: np.ndarray | None = first
         self.draws_per_epoch = len(first)
         if not self.draws_per_epoch:
             raise ConfigError(
@@ -49,50 +65,61 @@ class NoDuplicatesSampler(EpochSampler):
 
     def plan(self, epoch: int) -> np.ndarray:
         """The packed epoch, its batches shuffled: the frequent texts are not kept for its end."""
-        import numpy as np
-
-        batches: list[list[int]] = []
+        first, self._first = self._first, None
         for attempt in range(ATTEMPTS):
-            batches = self._packed(epoch, attempt)
-            if len(batches) >= self.draws_per_epoch:
+            packed = first if epoch == attempt == 0 and first is not None else self._packed(epoch, attempt)
+            if len(packed) >= self.draws_per_epoch:
                 break
         else:
-            batches = self._packed(0, 0)
-        order = self.generator(epoch, ATTEMPTS).permutation(len(batches))[: self.draws_per_epoch]
-        return np.asarray(batches)[order]
+            packed = self._packed(0, 0)
+        order = self.generator(epoch, ATTEMPTS).permutation(len(packed))[: self.draws_per_epoch]
+        batches: np.ndarray = packed[order]
+        return batches
 
-    def _packed(self, epoch: int, attempt: int) -> list[list[int]]:
-        order = self.generator(epoch, attempt).permutation(len(self.identities))
-        return pack(order.tolist(), self.identities, self.batch_size)
+    def _packed(self, epoch: int, attempt: int) -> np.ndarray:
+        import numpy as np
+
+        rows = np.arange(len(self.identities), dtype=row_type(len(self.identities)))
+        return pack(self.generator(epoch, attempt).permutation(rows), self.identities, self.batch_size)
 
 
-def pack(order: Sequence[int], identities: Sequence[Sequence[int]], batch_size: int) -> list[list[int]]:
-    """Full batches of rows that share no identity, filled greedily in the given order, in near-linear time.
+def pack(order: np.ndarray, identities: SharedIds, batch_size: int) -> np.ndarray:
+    """Full batches [n, batch_size] of rows that share no identity, filled greedily in ``order``, in near-linear time.
 
     A row goes to the first batch with room after the last one that has any of its identities: as every identity moves
     forward only, nothing has to be compared. Rows that end in an incomplete batch, or in none, are packed again.
+    Besides ``order`` and the result 4 bytes a batch and an identity are held.
     """
+    import numpy as np
+
     most = len(order) // batch_size
-    batches: list[list[int]] = [[] for _ in range(most)]
-    room = list(range(most + 1))  # room[b] leads to the first batch at or after b that is not full; `most` is none
-    after: dict[int, int] = {}
-    left: list[int] = []
-    for row in order:
-        at = _first_with_room(room, max((after.get(identity, 0) for identity in identities[row]), default=0))
-        if at == most:
-            left.append(row)
-            continue
-        batches[at].append(row)
-        if len(batches[at]) == batch_size:
-            room[at] = at + 1
-        for identity in identities[row]:
-            after[identity] = at + 1
-    full = [batch for batch in batches if len(batch) == batch_size]
-    short = [batch for batch in batches if 0 < len(batch) < batch_size]
-    return full + _repacked(short, left, identities, batch_size)
+    if not identities.count:  # what the loop below would come to
+        return order[: most * batch_size].reshape(most, batch_size)
+    code = order.dtype.char
+    slots, filled = array(code, bytes(order.itemsize * most * batch_size)), array("l", bytes(8 * most))
+    room = array("l", range(most + 1))  # room[b] leads to the first batch at or after b not full; `most` is none
+    after = array("l", bytes(8 * identities.count))
+    left = array(code)
+    for block in np.array_split(order, 1 + len(order) // BLOCK):
+        for row in block.tolist():
+            mine = identities[row]
+            at = _first_with_room(room, max([after[identity] for identity in mine], default=0))
+            if at == most:
+                left.append(row)
+                continue
+            slots[at * batch_size + filled[at]] = row
+            filled[at] += 1
+            if filled[at] == batch_size:
+                room[at] = at + 1
+            for identity in mine:
+                after[identity] = at + 1
+    batches, sizes = np.frombuffer(slots, dtype=order.dtype).reshape(most, batch_size), np.frombuffer(filled, np.int64)
+    short = [batches[at, : sizes[at]].tolist() for at in np.flatnonzero((sizes > 0) & (sizes < batch_size))]
+    more = _repacked(short, left.tolist(), identities, batch_size)
+    return np.concatenate([batches[sizes == batch_size], np.asarray(more, order.dtype).reshape(-1, batch_size)])
 
 
-def _first_with_room(room: list[int], at: int) -> int:
+def _first_with_room(room: array[int], at: int) -> int:
     """Follow the pointers from ``at`` to their end, and shorten the way."""
     end = at
     while room[end] != end:
@@ -102,9 +129,7 @@ def _first_with_room(room: list[int], at: int) -> int:
     return end
 
 
-def _repacked(
-    short: list[list[int]], left: list[int], identities: Sequence[Sequence[int]], batch_size: int
-) -> list[list[int]]:
+def _repacked(short: list[list[int]], left: list[int], identities: SharedIds, batch_size: int) -> list[list[int]]:
     """Complete the fullest of the incomplete batches with rows left over and with those of the emptiest ones."""
     short = sorted(short, key=len, reverse=True)
     budget = COMPARISONS_PER_ROW * len(identities)
@@ -128,12 +153,8 @@ def _repacked(
     return full
 
 
-def _numbered(dataset: Dataset) -> list[tuple[int, ...]]:
-    """Every row's identities as small integers; those of one row only do not matter and are left out."""
-    rows = [list(dict.fromkeys(dataset.identities(row))) for row in range(len(dataset))]
-    count: dict[bytes, int] = {}
-    for row in rows:
-        for identity in row:
-            count[identity] = count.get(identity, 0) + 1
-    number: dict[bytes, int] = {}
-    return [tuple(number.setdefault(i, len(number)) for i in row if count[i] > 1) for row in rows]
+def _blocks(dataset: Dataset) -> Callable[[], Blocks]:
+    """Identities of all rows, from the dataset's own blocks where it has them."""
+    if isinstance(dataset, HasIdentityBlocks):
+        return dataset.identity_blocks
+    return blocks_of(dataset.identities(row) for row in range(len(dataset)))

@@ -1,0 +1,1 @@
+"""The model kind ``transformers-encoder``: any transformers encoder with one pooled dense vector."""

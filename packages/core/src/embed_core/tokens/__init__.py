@@ -1,0 +1,1 @@
+"""Token lists kept between epochs and runs, so that a text is tokenised once."""

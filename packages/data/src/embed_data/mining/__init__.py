@@ -1,0 +1,1 @@
+"""Hard negatives for a dataset, from a corpus: ``embed mine``."""

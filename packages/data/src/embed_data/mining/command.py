@@ -1,0 +1,173 @@
+"""``embed mine``: hard negatives for a dataset, or an audit of those it has. Imports nothing heavy."""
+
+from __future__ import annotations
+
+import os
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from embed_core.errors import ConfigError
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    from embed_data.mining.request import MiningRequest
+
+
+def mine(
+    context: typer.Context,
+    data: Annotated[
+        Path, typer.Argument(help="JSONL rows {query, pos, answers?}, a folder of them, or a BEIR folder.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", help="Rows with negatives, or the audit's findings (JSONL).")
+    ],
+    corpus: Annotated[
+        Path | None, typer.Option(help="JSONL of texts or BEIR folder; default: the data's own, or all its positives.")
+    ] = None,
+    split: Annotated[str | None, typer.Option(help="Which qrels of a BEIR folder.")] = None,
+    by: Annotated[str, typer.Option(help="bm25, dense (a model), or for audits scores (the rows' own).")] = "bm25",
+    model: Annotated[str | None, typer.Option(help="A run's output directory, or weights that --plugin reads.")] = None,
+    plugin: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="Plugin whose model it is.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="Config of a run with that model.")] = None,
+    set_: Annotated[
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run: model.…, engine.….")
+    ] = None,
+    way: Annotated[str | None, typer.Option(help="The model's way of scoring; default: dense.")] = None,
+    faiss: Annotated[str | None, typer.Option(metavar="FACTORY", help="faiss index instead of exact search.")] = None,
+    negatives: Annotated[int, typer.Option("--negatives", "-n", help="Negatives per row, at most.")] = 7,
+    ranks: Annotated[str, typer.Option(help="First and last rank considered, positives not counted.")] = "1-100",
+    absolute_margin: Annotated[
+        float | None, typer.Option(help="Negatives score at least this much below the positive.")
+    ] = None,
+    relative_margin: Annotated[
+        float | None, typer.Option(help="The same as a share of the positive's score: 0.05.")
+    ] = None,
+    draw: Annotated[str, typer.Option(help="top: the hardest that qualify; sample: a random few of them.")] = "top",
+    cross_encoder: Annotated[
+        str | None, typer.Option(help="A sentence-transformers CrossEncoder for margins, order and scores.")
+    ] = None,
+    teacher: Annotated[str | None, typer.Option(help="A registered model for the same, as of --model.")] = None,
+    overlap: Annotated[float, typer.Option(help="Share in common from which on two texts are the same.")] = 0.5,
+    audit: Annotated[bool, typer.Option("--audit", help="Find doubtful negatives of the data instead.")] = False,
+    mask: Annotated[str | None, typer.Option(help="drop or mark what the audit finds, in --masked-data.")] = None,
+    masked_data: Annotated[Path | None, typer.Option(help="Where the masked rows go (JSONL).")] = None,
+    seed: Annotated[int, typer.Option(min=0, help="Of --draw sample.")] = 42,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
+    overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs.")] = False,
+) -> None:
+    """Mine hard negatives from a corpus, by BM25 or a model; never the answer. Killed, the same command goes on."""
+    from embed_data.mining.request import MiningRequest, ModelChoice, parse_ranks
+
+    first, last = parse_ranks(ranks)
+    request = MiningRequest(
+        data=data,
+        output=output,
+        corpus=corpus,
+        split=split,
+        by=by,  # type: ignore[arg-type] # checked there
+        model=ModelChoice(model, tuple(plugin or ()), config, tuple(set_ or ())),
+        way=way,
+        faiss=faiss,
+        negatives=negatives,
+        first_rank=first,
+        last_rank=last,
+        absolute_margin=absolute_margin,
+        relative_margin=relative_margin,
+        draw=draw,  # type: ignore[arg-type]
+        cross_encoder=cross_encoder,
+        teacher=teacher,
+        overlap=overlap,
+        seed=seed,
+        audit=audit,
+        mask=mask,  # type: ignore[arg-type]
+        masked_data=masked_data,
+        overwrite=overwrite,
+    )
+    execute(request, nproc, _arguments(context))
+
+
+def execute(request: MiningRequest, nproc: int, arguments: Sequence[str]) -> None:
+    """Run here, or start ``nproc`` ranks that do; ``arguments`` are those of the command, less ``--nproc``."""
+    if "RANK" in os.environ and nproc > 1:
+        raise ConfigError(
+            f"--nproc {nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
+        )
+    _check_before_torch(request)
+    if nproc == 1:
+        _run(request)
+        return
+    from embed_cli.launch import launch
+
+    code = launch([sys.executable, "-m", "embed_cli", "mine", *arguments], nproc)
+    if code:
+        raise SystemExit(code)
+
+
+def _check_before_torch(request: MiningRequest) -> None:
+    """What can be told at once, before ranks start and import it."""
+    from embed_core.datasets.jsonl import checked_path
+    from embed_data.mining.model import resolve_model
+    from embed_data.mining.work import check_output
+
+    for path in filter(None, (request.output, request.masked_data)):
+        check_output(path, overwrite=request.overwrite)
+    for path in filter(None, (request.data, request.corpus)):
+        checked_path(path)
+    for choice in request.models:
+        resolve_model(choice)
+
+
+def _run(request: MiningRequest) -> None:
+    from embed_cli.launch import RANK_LOST
+    from embed_core.engine.ranks import Ranks, environment, is_lost_rank, join, leave
+    from embed_data.mining.progress import Progress
+    from embed_data.mining.report import lines
+    from embed_data.mining.session import run
+
+    # BM25 on one rank is over before torch is imported.
+    alone = environment()[1] == 1 and request.by != "dense" and not (request.cross_encoder or request.teacher)
+    ranks = Ranks(0, 1, 0, "cpu") if alone else join()
+    announce = _to_stderr if ranks.rank == 0 else _silent
+    try:
+        counts = run(request, ranks, announce, Progress(shown=ranks.rank == 0))
+    except RuntimeError as error:
+        if not alone and is_lost_rank(error):
+            print(f"rank {ranks.rank} stopped: another rank stopped before it, whose message says why", file=sys.stderr)
+            raise SystemExit(RANK_LOST) from None
+        raise
+    finally:
+        if not alone:
+            leave()
+    if ranks.rank == 0:
+        for line in lines(request, counts):
+            print(line)
+
+
+def _to_stderr(line: str) -> None:
+    print(line, file=sys.stderr)
+
+
+def _silent(line: str) -> None:
+    pass
+
+
+def _arguments(context: typer.Context) -> list[str]:
+    """The command line of the running command, less ``--nproc``: what every rank is started with."""
+    positional: list[str] = []
+    options: list[str] = []
+    for parameter in context.command.params:
+        value: Any = context.params.get(parameter.name or "")
+        if parameter.name == "nproc" or value in (None, False, (), []):
+            continue
+        if parameter.param_type_name == "argument":
+            positional.append(str(value))
+        elif value is True:
+            options.append(parameter.opts[0])
+        else:
+            values = value if isinstance(value, (list, tuple)) else [value]
+            options += [part for one in values for part in (parameter.opts[0], str(one))]
+    return [*options, "--", *positional]

@@ -1,0 +1,117 @@
+"""One mining run or audit: read, plan, index, block after block of rows on all ranks, join."""
+
+from __future__ import annotations
+
+from dataclasses import fields
+from typing import TYPE_CHECKING, Any
+
+from embed_core.errors import DataError
+from embed_data.mining.audit import AuditBlocks
+from embed_data.mining.collection import Collection
+from embed_data.mining.miner import MiningBlocks
+from embed_data.mining.rows import Rows, open_rows
+from embed_data.mining.screen import Screen
+from embed_data.mining.work import Work, check_output
+
+if TYPE_CHECKING:
+    from collections.abc import Mapping
+    from pathlib import Path
+
+    from embed_core.engine.ranks import Ranks
+    from embed_core.protocols import Announce
+    from embed_data.mining.progress import Progress
+    from embed_data.mining.request import MiningRequest
+
+VERSION = 1
+"""Of the plan: raise it when the same command gives something else."""
+BLOCK = 256
+"""Rows that are finished, or lost by a kill, together."""
+NO_RESULT = ("output", "overwrite", "masked_data")
+"""Fields of a request that do not change what is found."""
+
+
+def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Progress) -> dict[str, int]:
+    """Mine or audit; the counts of the report. Raises EmbedError for everything a user can mend.
+
+    The same request gives the same bytes on any number of ranks, and after any number of kills.
+    """
+    outputs = {"output": request.output}
+    if request.masked_data is not None:
+        outputs["masked"] = request.masked_data
+        check_output(request.masked_data, overwrite=request.overwrite)
+    check_output(request.output, overwrite=request.overwrite)
+    rows = open_rows(request.data, request.split)
+    collection = Collection(rows, _corpus(request), texts_of_rows=request.audit)
+    _check_size(request, collection, len(rows))
+    announce(f"{'auditing' if request.audit else 'mining'} {len(rows):,} rows, {collection.minable:,} documents")
+    from embed_data.mining.judges import Judges
+
+    judges = Judges(request, rows, collection, ranks, announce)
+    work = Work(request.output, _plan(request, rows, collection, judges.digests))
+    found = work.check(overwrite=request.overwrite)
+    ranks.barrier()  # all have looked before one writes
+    if ranks.rank == 0:
+        work.start()
+    ranks.barrier()
+    if found:
+        announce(f"going on with what {work.folder.name} holds")
+    retriever, judge = judges.ready(work.folder, progress)
+    screen = Screen(collection, request.overlap)
+    blocks = (
+        AuditBlocks(request, rows, collection, screen, judge)
+        if request.audit
+        else MiningBlocks(request, rows, collection, screen, retriever, judge)
+    )
+    _work(blocks, work, rows, ranks, progress, "auditing rows" if request.audit else "mining rows")
+    counts = work.finish(_blocks(rows), outputs) if ranks.rank == 0 else {}
+    ranks.barrier()
+    return counts
+
+
+def _work(blocks: Any, work: Work, rows: Rows, ranks: Ranks, progress: Progress, title: str) -> None:
+    """This rank's blocks that are not there yet."""
+    own = range(ranks.rank, _blocks(rows), ranks.world_size)
+    members = {number: range(number * BLOCK, min(len(rows), (number + 1) * BLOCK)) for number in own}
+    done = sum(len(members[number]) for number in own if work.has_block(number))
+    with progress.stage(title, sum(map(len, members.values())), done) as advance:
+        for number in own:
+            if not work.has_block(number):
+                lines, counts = blocks.block(members[number])
+                work.write_block(number, lines, counts)
+                advance(len(members[number]))
+    ranks.barrier()
+
+
+def _blocks(rows: Rows) -> int:
+    return -(-len(rows) // BLOCK)
+
+
+def _corpus(request: MiningRequest) -> Path | None:
+    from embed_core.datasets.beir import is_beir
+
+    if request.corpus is None and is_beir(request.data):
+        return request.data
+    return request.corpus
+
+
+def _check_size(request: MiningRequest, collection: Collection, rows: int) -> None:
+    if request.audit:
+        if not any(collection.negatives(row) for row in range(rows)):
+            raise DataError(f"{request.data}: no row has negatives (`neg`): there is nothing to audit; mine some first")
+    elif collection.minable < request.first_rank:
+        raise DataError(
+            f"--ranks {request.first_rank}-{request.last_rank}: there are only {collection.minable} documents to rank: "
+            "start at a lower rank, or give a larger --corpus"
+        )
+
+
+def _plan(request: MiningRequest, rows: Rows, collection: Collection, digests: Mapping[str, str]) -> dict[str, Any]:
+    """Everything that the result depends on, comparable after a round through JSON."""
+    from embed_data.mining.request import ModelChoice
+
+    plan: dict[str, Any] = {
+        field.name: str(value)
+        for field in fields(request)
+        if field.name not in NO_RESULT and not isinstance(value := getattr(request, field.name), ModelChoice)
+    }
+    return {**plan, "version": VERSION, "rows": rows.digest(), "documents": collection.digest(), **digests}
