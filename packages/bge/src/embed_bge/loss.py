@@ -13,6 +13,8 @@ from embed_core.scoring import combine, kind_scores
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from embed_bge.loss_config import BGEUnifiedConfig
     from embed_core.types import Batch, ScoreWeights, Targets
 
@@ -59,6 +61,13 @@ class BGEUnifiedLoss(nn.Module):
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
         """The mean over the B rows. Raises ConfigError where the model lacks a kind of embedding that is trained."""
+        return self.with_other_dense(batch, targets, ())[0]
+
+    def with_other_dense(
+        self, batch: Batch, targets: Targets, others: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[LossOutput, list[Tensor]]:
+        """See :class:`embed_core.protocols.TakesOtherDense`: of ``others`` the dense and the ensemble term and the dense
+        self-distillation term. The batch's own scores teach it and decide what is masked."""
         logits = self._logits(batch)
         view, masked = self._view(logits, targets)
         terms = {kind: self._term(logits[kind], view) for kind in self._trained()}
@@ -79,7 +88,22 @@ class BGEUnifiedLoss(nn.Module):
         ranking = logits["ensemble"] if "ensemble" in logits else next(iter(logits.values()))
         metrics["accuracy"] = contrastive.accuracy(ranking, view.mask_BP, view.own_B)
         metrics["masked"] = masked
-        return LossOutput(loss, metrics)
+        return LossOutput(loss, metrics), [self._dense_terms(*pair, logits, view, targets.step) for pair in others]
+
+    def _dense_terms(
+        self, query_BD: Tensor, passage_PD: Tensor, logits: dict[str, Tensor], view: _View, step: int
+    ) -> Tensor:
+        """The terms that dense vectors take part in, with these in place of the batch's, the other scores as given."""
+        changed = {"dense": query_BD @ passage_PD.T / self.config.temperature}
+        if "ensemble" in logits and self.ensemble["dense"]:
+            changed["ensemble"] = combine(logits | changed, self.ensemble)
+        if not self.config.unified_finetuning:
+            return self._term(changed["dense"], view)
+        terms = [self.weights[kind] * self._term(changed[kind], view) for kind in self._trained() if kind in changed]
+        loss = torch.stack(terms).sum() / 4 if terms else view.own_B.new_zeros((), dtype=query_BD.dtype)
+        if self.config.use_self_distill and step > self.config.self_distill_start_step:
+            loss = (loss + self._self_distill(logits | {"dense": changed["dense"]}, view.mask_BP, ("dense",))) / 2
+        return loss
 
     def _trained(self) -> list[str]:
         """The terms that the loss adds up."""
@@ -129,12 +153,12 @@ class BGEUnifiedLoss(nn.Module):
         taught_B = sequential_cross_entropy(logits_BP, view.mask_BP, view.own_BP, view.table, judged)
         return torch.where(judged.covered, taught_B, loss_B).mean()
 
-    def _self_distill(self, logits: dict[str, Tensor], mask_BP: Tensor) -> Tensor:
+    def _self_distill(self, logits: dict[str, Tensor], mask_BP: Tensor, kinds: Sequence[str] = KINDS) -> Tensor:
         """``Σ_kind w · KD_kind / 3`` against the ensemble, without gradient to the latter."""
         target_BP = contrastive.masked_logits(logits["ensemble"].detach(), mask_BP).softmax(-1)
         terms = [
             weight * contrastive.soft_cross_entropy(logits[kind], mask_BP, target_BP).mean()
             for kind, weight in self.distill_weights.items()
-            if weight
+            if weight and kind in kinds
         ]
-        return torch.stack(terms).sum() / 3
+        return torch.stack(terms).sum() / 3 if terms else target_BP.new_zeros(())

@@ -72,6 +72,19 @@ class Loss(Protocol):
 
 
 @runtime_checkable
+class TakesOtherDense(Protocol):
+    """What a Loss may have besides: one that also reads lexical weights or token vectors. A loss around it that changes
+    the dense vectors alone (their dimensions) then does not repeat the rest."""
+
+    def with_other_dense(
+        self, batch: Batch, targets: Targets, others: Sequence[tuple[Tensor, Tensor]]
+    ) -> tuple[LossOutput, list[Tensor]]:
+        """The loss, and for each ``(query_BD, passage_PD)`` of ``others``, which stand in for the batch's dense vectors,
+        the sum of those of its terms that dense vectors take part in, weighted as in the loss."""
+        ...
+
+
+@runtime_checkable
 class Sampler(Protocol):
     """Draws global batches: a pure function of (seed, draw), so that resume is O(1) and independent of the ranks."""
 

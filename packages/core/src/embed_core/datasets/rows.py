@@ -121,11 +121,18 @@ def _scores(data: Mapping[str, Any], side: str, texts: int, place: str) -> tuple
     if not isinstance(value, list):
         raise DataError(f"{place}: `{name}` must be a list of numbers, found {json_type(value)}")
     for at, score in enumerate(value):
-        if isinstance(score, bool) or not isinstance(score, (int, float)) or not math.isfinite(score):
+        if isinstance(score, bool) or not isinstance(score, (int, float)) or not _finite(score):
             raise DataError(f"{place}: `{name}[{at}]` must be a finite number, found {json_type(score)}")
     if len(value) != texts:
         raise DataError(f"{place}: `{name}` has length {len(value)}, `{side}` has {texts}: one score per text is due")
     return tuple(float(score) for score in value)
+
+
+def _finite(score: float) -> bool:
+    try:
+        return math.isfinite(score)
+    except OverflowError:  # an integer of more digits than any float
+        return False
 
 
 def _prompt(data: Mapping[str, Any], place: str) -> str | None:

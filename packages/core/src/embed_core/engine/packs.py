@@ -22,9 +22,8 @@ from embed_core.types import Embeddings, Encoded
 ONE_BY_ONE = "embed_one_by_one"
 """Name of :func:`one_by_one` among transformers' attention implementations."""
 TEXTS = ("a", "Two texts, one longer than the other.", "a third")
-TOLERANCE = {torch.float32: 1e-3, torch.float64: 1e-3}
-"""Largest difference, as a share of the norm."""
-HALF_TOLERANCE = 5e-2
+TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
+"""Largest difference, as a share of the norm; weights may be in half precision."""
 
 
 def one_by_one(
@@ -35,6 +34,7 @@ def one_by_one(
     attention_mask: Tensor | None,
     scaling: float | None = None,
     is_causal: bool | None = None,
+    sliding_window: int | None = None,
     cu_seq_lens_q: Tensor | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
@@ -45,14 +45,24 @@ def one_by_one(
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ValueError("the texts' offsets do not reach the attention")
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
-    offsets = cu_seq_lens_q.tolist()
     texts = [
         functional.scaled_dot_product_attention(
-            *(part[:, :, start:stop] for part in (query, key, value)), is_causal=causal, scale=scaling, enable_gqa=True
+            *(part[:, :, start:stop] for part in (query, key, value)),
+            attn_mask=_visible(stop - start, causal, sliding_window, query.device),
+            scale=scaling,
+            enable_gqa=True,
         )
-        for start, stop in pairwise(offsets)
+        for start, stop in pairwise(cu_seq_lens_q.tolist())
     ]
     return torch.cat(texts, dim=2).transpose(1, 2), None
+
+
+def _visible(length: int, causal: bool, window: int | None, device: torch.device) -> Tensor:
+    """bool [L,L]: which keys a query sees; ``window`` counts it and those to either side of it."""
+    places = torch.arange(length, device=device)
+    gap = places[:, None] - places[None]
+    near = gap.abs() < (length if window is None else window)
+    return near & (gap >= 0) if causal else near
 
 
 def can_pack(model: Any) -> bool:
@@ -68,7 +78,8 @@ def can_pack(model: Any) -> bool:
         except Exception:
             # Whatever the code of a model says to arguments that it does not know: it cannot.
             return False
-    return _alike(values(found), values(wanted))
+    weights = next(model.parameters()).dtype
+    return _alike(values(found), values(wanted), HALF_TOLERANCE if weights.itemsize < 4 else TOLERANCE)
 
 
 def _encode(model: Any, encoded: Sequence[Encoded]) -> Embeddings:
@@ -109,9 +120,8 @@ def _packing(model: Any) -> Iterator[None]:
             part.set_attn_implementation(name)
 
 
-def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> bool:
+def _alike(found: Sequence[Tensor], wanted: Sequence[Tensor], most: float) -> bool:
     if [value.shape for value in found] != [value.shape for value in wanted]:
         return False
     pairs = [(one.double(), other.double()) for one, other in zip(found, wanted, strict=True)]
-    most = [TOLERANCE.get(value.dtype, HALF_TOLERANCE) for value in wanted]
-    return all(bool((a - b).norm() <= share * b.norm()) for (a, b), share in zip(pairs, most, strict=True))
+    return all(bool((one - other).norm() <= most * other.norm()) for one, other in pairs)

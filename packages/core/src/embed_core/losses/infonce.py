@@ -35,15 +35,18 @@ class InfoNCE(nn.Module):
         super().__init__()
         self.config = config
 
-    def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
+    def forward(self, batch: Batch, targets: Targets, table_NP: Tensor | None = None) -> LossOutput:
+        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors.
+
+        ``table_NP``: the dot products of these rows' queries with all passages, where they are at hand.
+        """
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
             raise missing(batch.query if query_BD is None else batch.passage, "dense")
         B, P = query_BD.shape[0], passage_PD.shape[0]
         own = slice(*(targets.own_rows or (0, B)))
         if self.config.in_batch:
-            found, opposite = self._among_all(query_BD, passage_PD, targets, own)
+            found, opposite = self._among_all(query_BD, passage_PD, targets, own, table_NP)
         else:
             found, opposite = self._in_groups(query_BD, passage_PD, targets, own), None
         loss = found.loss_N.sum() / B
@@ -60,11 +63,12 @@ class InfoNCE(nn.Module):
         )
 
     def _among_all(
-        self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice
+        self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice, table_NP: Tensor | None
     ) -> tuple[Found, Found | None]:
         """The rows ``own`` among all passages and, where symmetric, their positives among all queries."""
         mask, positives_B, rows_ND = self.config.mask, targets.positive_columns_B, query_BD[own]
-        table_NP = rows_ND @ passage_PD.T if fits(rows_ND, passage_PD) else None
+        if table_NP is None and fits(rows_ND, passage_PD):
+            table_NP = rows_ND @ passage_PD.T
         task = self._task(positives_B[own], KnownPositives(targets, mask), own.start)
         found = search(rows_ND, passage_PD, task, table_NP)
         if not self.config.symmetric:

@@ -1,0 +1,148 @@
+"""The loss, the evaluator and the checkpoint of embed-mrl."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal, Self
+
+from pydantic import Field, field_validator, model_validator
+
+from embed_core.checkpoints.config import TransformersCheckpointConfig
+from embed_core.config.base import CheckpointConfig, LossConfig
+from embed_core.evaluation.config import RetrievalEvaluatorConfig
+from embed_mrl.dims import checked
+
+if TYPE_CHECKING:
+    from embed_core.context import BuildContext
+    from embed_core.protocols import Checkpointer, Dataset
+    from embed_mrl.evaluator import DimensionsEvaluator
+    from embed_mrl.loss import MatryoshkaLoss
+
+Precision = Literal["fp32", "int8", "binary"]
+
+
+class MatryoshkaConfig(LossConfig):
+    """Another loss on the first d values of each dense vector, for several d at once, added up (Kusupati et al. 2022).
+
+    Vectors are brought to unit length at every dimension.
+    """
+
+    kind: Literal["matryoshka"] = "matryoshka"
+    inner: LossConfig
+    """The loss, of any kind."""
+    dims: tuple[int, ...] | None = None
+    """The dimensions; the full one is always trained too. None = the full one and its halves, at most four, from 16."""
+    weights: tuple[float, ...] | None = None
+    """What the losses are multiplied by, one for each of ``dims``; None = 1 each. The full dimension, where ``dims``
+    does not list it, has 1."""
+    n_dims_per_step: int = Field(default=-1, ge=-1)
+    """Dimensions trained in one step: the full one, and others drawn anew in each. -1 = all of them in every step."""
+
+    @field_validator("dims")
+    @classmethod
+    def _dims(cls, dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return checked(dims)
+
+    @field_validator("n_dims_per_step")
+    @classmethod
+    def _at_least_one(cls, count: int) -> int:
+        if count == 0:
+            raise ValueError("n_dims_per_step 0 trains nothing: use -1 for all dimensions, or 1 and more")
+        return count
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if self.weights is not None:
+            count = 0 if self.dims is None else len(self.dims)
+            if len(self.weights) != count:
+                raise ValueError(f"weights: {len(self.weights)} of them for {count} dims: give one for each of `dims`")
+            if min(self.weights) <= 0:
+                raise ValueError(f"weights {list(self.weights)}: all must be above 0; leave a dimension out of `dims`")
+        inner: object = self.inner
+        while isinstance(inner, LossConfig):
+            if isinstance(inner, MatryoshkaConfig):
+                raise ValueError("kind 'matryoshka' inside kind 'matryoshka': give all dimensions to one of them")
+            inner = getattr(inner, "inner", None)
+        return self
+
+    def build(self, context: BuildContext) -> MatryoshkaLoss:
+        """The loss around the inner one. Raises what the inner one raises."""
+        from embed_mrl.loss import MatryoshkaLoss
+
+        return MatryoshkaLoss(self, self.inner.build(context), context.seed)
+
+
+class DimensionsEvaluatorConfig(RetrievalEvaluatorConfig):
+    """Exact retrieval by the first d values of the dense vectors, for several d, in fp32, int8 and binary.
+
+    Everything is encoded once; a rank keeps the vectors of its documents in memory.
+    """
+
+    kind: Literal["dimensions"] = "dimensions"  # type: ignore[assignment] # another kind, with the same fields
+    dims: tuple[int, ...] | None = None
+    """Dimensions besides the full one; None = its halves, at most four, from 16."""
+    precisions: tuple[Precision, ...] = Field(default=("fp32", "int8", "binary"), min_length=1)
+    """``int8``: documents in 256 steps between the smallest and the largest value of each dimension; queries stay
+    fp32. ``binary``: the signs; documents are found by Hamming distance and ordered by the fp32 query."""
+    rescore_multiplier: int = Field(default=4, ge=1)
+    """``binary`` finds so many times the documents that are kept, to order them by the fp32 query."""
+
+    @field_validator("dims")
+    @classmethod
+    def _dims(cls, dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return checked(dims)
+
+    @field_validator("precisions")
+    @classmethod
+    def _different(cls, precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
+        return tuple(dict.fromkeys(precisions))
+
+    @field_validator("ways")
+    @classmethod
+    def _dense_only(cls, ways: tuple[str, ...] | None) -> tuple[str, ...] | None:
+        if ways is not None:
+            raise ValueError(
+                "ways: kind 'dimensions' ranks by dense vectors alone: leave the key out, or use kind 'retrieval'"
+            )
+        return ways
+
+    def build(self, context: BuildContext, dataset: Dataset) -> DimensionsEvaluator:
+        """The evaluator. Raises ConfigError without data to evaluate on, DataError for a folder that cannot be read."""
+        from embed_mrl.evaluator import DimensionsEvaluator
+
+        return DimensionsEvaluator(self, self._data(dataset), context.announce)
+
+
+class MatryoshkaCheckpointConfig(CheckpointConfig):
+    """Another layout, whose files also say to what dimensions the vectors may be cut."""
+
+    kind: Literal["matryoshka"] = "matryoshka"
+    inner: CheckpointConfig = TransformersCheckpointConfig()
+    """The layout, of any kind."""
+    dims: tuple[int, ...] | None = None
+    """Dimensions to name, as the loss's; None = the full one and its halves, at most four, from 16."""
+    truncate_dim: int | None = Field(default=None, gt=0)
+    """Dimensions that sentence-transformers cuts to unless told otherwise; None = it does not cut."""
+
+    @field_validator("dims")
+    @classmethod
+    def _dims(cls, dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
+        return checked(dims)
+
+    @model_validator(mode="after")
+    def _fit_together(self) -> Self:
+        if isinstance(self.inner, MatryoshkaCheckpointConfig):
+            raise ValueError("kind 'matryoshka' inside kind 'matryoshka': one of them is enough")
+        misplaced = sorted(self.inner.model_fields_set & (CheckpointConfig.model_fields.keys() - {"kind"}))
+        if misplaced:
+            raise ValueError(f"inner.{misplaced[0]} has no effect: say when to save beside `inner`, not inside")
+        if self.truncate_dim is not None and self.dims is not None and self.truncate_dim not in self.dims:
+            raise ValueError(
+                f"truncate_dim {self.truncate_dim} is no dimension that is trained: choose one of {list(self.dims)}"
+            )
+        return self
+
+    def build(self, context: BuildContext) -> Checkpointer:
+        """The exporter around the inner one."""
+        from embed_mrl.checkpoint import MatryoshkaCheckpointer
+
+        return MatryoshkaCheckpointer(self, self.inner.build(context))

@@ -1,0 +1,56 @@
+"""What ``embed-mrl`` registers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from embed_core.config.base import CheckpointConfig, EvaluatorConfig, LossConfig, Recipe
+from embed_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from embed_core.events import RunEvent
+
+EMBED_REQUIRES = ("data",)
+"""Plugins that are activated with this one: the recipe's dataset kind is embed-data's."""
+
+
+@hookimpl
+def embed_register_losses() -> Sequence[type[LossConfig]]:
+    """``matryoshka``: another loss at several dimensions at once."""
+    from embed_mrl.config import MatryoshkaConfig
+
+    return [MatryoshkaConfig]
+
+
+@hookimpl
+def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
+    """``dimensions``: retrieval at every dimension, in fp32, int8 and binary."""
+    from embed_mrl.config import DimensionsEvaluatorConfig
+
+    return [DimensionsEvaluatorConfig]
+
+
+@hookimpl
+def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
+    """``matryoshka``: another layout, which also says to what dimensions its vectors may be cut."""
+    from embed_mrl.config import MatryoshkaCheckpointConfig
+
+    return [MatryoshkaCheckpointConfig]
+
+
+@hookimpl
+def embed_register_recipes() -> Sequence[type[Recipe]]:
+    """``mrl``, what ``embed run --plugin mrl`` runs."""
+    from embed_mrl.recipe import MRLRecipe
+
+    return [MRLRecipe]
+
+
+@hookimpl(trylast=True)
+def embed_run_ended(event: RunEvent) -> None:
+    """Size against quality, where it was measured: a table after the display's own, a file, a plot."""
+    from embed_mrl.report import report
+
+    if event.rank == 0 and event.error is None:
+        report(event)
