@@ -72,8 +72,8 @@ class Kernel:
     ) -> Tensor:
         """The arguments of ``flash_attn_varlen_func`` 2.8; [T,H,d] each → [T,H,d]."""
         assert (dropout_p, softcap) == (0.0, 0.0)
-        self.calls.append(dict(zip(("offsets", "longest"), ((cu_seqlens_q, cu_seqlens_k), (max_seqlen_q, max_seqlen_k)))))
-        self.calls[-1] |= {"causal": causal, "window": window_size}
+        told = {"offsets": (cu_seqlens_q, cu_seqlens_k), "longest": (max_seqlen_q, max_seqlen_k)}
+        self.calls.append(told | {"causal": causal, "window": window_size})
         offsets = cu_seqlens_q.tolist()
         return torch.cat([
             _attention(*(part[a:b] for part in (q, k, v)), softmax_scale, causal, window_size)

@@ -191,3 +191,33 @@ def test_status_of_a_plugin_that_is_not_installed() -> None:
 def test_managers_are_independent() -> None:
     assert plugin_manager() is not plugin_manager()
     assert activate(["hello"])[1] is not activate(["hello"])[1]
+
+
+def test_a_used_plugin_is_activated_where_it_is_installed(install: Install) -> None:
+    install("user", 'EMBED_USES = ("mine", "not-installed")')
+    assert "mine" not in activate(["user"])[1].kinds("loss")
+    install("mine", LOSS)
+    assert activate(["user"])[1].owner("loss", "mine") == "mine"
+
+
+@pytest.mark.parametrize(
+    "fault",
+    [
+        "import not_there",
+        HOOK + "@hookimpl\ndef embed_register_recipes():\n    raise RuntimeError",
+        'EMBED_REQUIRES = ("not-installed",)',
+    ],
+)
+def test_a_used_plugin_that_fails_is_left_out_whole(install: Install, fault: str) -> None:
+    install("mine", LOSS + fault)
+    install("user", 'EMBED_USES = ("mine",)')
+    _, registry = activate(["user"])
+    assert "mine" not in registry.kinds("loss")
+    assert failure("mine")
+
+
+def test_plugins_may_use_and_require_each_other(install: Install) -> None:
+    install("one", 'EMBED_USES = ("two",)')
+    install("two", LOSS + 'EMBED_REQUIRES = ("one",)')
+    assert "mine" in activate(["one"])[1].kinds("loss")
+    assert "mine" in activate(["two"])[1].kinds("loss")

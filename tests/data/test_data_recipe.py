@@ -17,7 +17,7 @@ from embed_core.errors import ConfigError
 from embed_core.plugins import activate, discover
 from embed_core.registry import Registry
 from embed_core.testing import check_plugin
-from embed_data.plugin import EMBED_REQUIRES
+from embed_data.plugin import EMBED_USES
 from embed_data.recipe import DataRecipe
 
 TRAIN_YAML = """\
@@ -162,8 +162,8 @@ def test_mrl_dims_without_embed_mrl_says_so() -> None:
     with pytest.raises(ConfigError) as caught:
         resolved(bare, "mrl_dims: [64, 32]")
     assert str(caught.value) == (
-        "train.yaml:1: mrl_dims: mrl_dims needs the loss `matryoshka` of embed-mrl, which is not installed: "
-        "`pip install embed-mrl`, or leave mrl_dims out"
+        "train.yaml:1: mrl_dims: mrl_dims needs the loss `matryoshka` of embed-mrl, which is not installed or "
+        "fails (`embed plugins` says which): `pip install embed-mrl`, or leave mrl_dims out"
     )
 
 
@@ -203,9 +203,8 @@ def test_the_plugin_is_light_documented_and_compiles() -> None:
 
 
 def test_it_activates_embed_mrl_where_that_is_installed() -> None:
-    """Installed or not, the plugin loads: what it requires is there."""
-    assert [name for name in EMBED_REQUIRES if name not in discover()] == []
-    assert ("mrl" in discover()) == ("mrl" in EMBED_REQUIRES)
+    assert EMBED_USES == ("mrl",)
+    assert ("mrl" in discover()) == ("matryoshka" in activate(["data"])[1].kinds("loss"))
 
 
 def embed(*arguments: str) -> str:

@@ -66,7 +66,7 @@ class BGEUnifiedLoss(nn.Module):
     def with_other_dense(
         self, batch: Batch, targets: Targets, others: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[LossOutput, list[Tensor]]:
-        """See :class:`embed_core.protocols.TakesOtherDense`: of ``others`` the dense and the ensemble term and the dense
+        """See :class:`embed_core.protocols.TakesOtherDense`: of ``others`` the dense, the ensemble and the dense
         self-distillation term. The batch's own scores teach it and decide what is masked."""
         logits = self._logits(batch)
         view, masked = self._view(logits, targets)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Container, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib.metadata import EntryPoint, entry_points
 from types import ModuleType
@@ -93,6 +93,7 @@ def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
     """Load the core's own components and the named plugins; the registry comes back frozen.
 
     A plugin module may name others whose components its recipes use in ``EMBED_REQUIRES``; those are activated too.
+    ``EMBED_USES`` names those it can do without: they are activated where they are installed and load.
     Raises PluginError for a name that is not installed, a module that cannot be imported, a hook with an unknown name
     or arguments, or an answer that is not what the hook asks for.
     """
@@ -110,7 +111,9 @@ def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
         plugin = _installed(name, installed, needed_by)
         module = load_module(plugin)
         _register(manager, registry, plugin, module)
-        pending.extend((required, name) for required in _requires(plugin, module))
+        pending.extend((required, name) for required in _named(plugin, module, "EMBED_REQUIRES"))
+        optional = _named(plugin, module, "EMBED_USES")
+        pending.extend((used, name) for used in optional if used in installed and _loads(used, done, installed))
     registry.freeze()
     return manager, registry
 
@@ -125,11 +128,30 @@ def _installed(name: str, installed: Mapping[str, Installed], needed_by: str = "
     return installed[name]
 
 
-def _requires(plugin: Installed, module: Any) -> Sequence[str]:
-    names = getattr(module, "EMBED_REQUIRES", ())
+def _named(plugin: Installed, module: Any, attribute: str) -> Sequence[str]:
+    names = getattr(module, attribute, ())
     if not isinstance(names, (list, tuple)) or not all(isinstance(name, str) for name in names):
-        raise PluginError(f"{_who(plugin)}: EMBED_REQUIRES must be a tuple of plugin names, not {names!r}")
+        raise PluginError(f"{_who(plugin)}: {attribute} must be a tuple of plugin names, not {names!r}")
     return names
+
+
+def _loads(name: str, active: Container[str], installed: Mapping[str, Installed]) -> bool:
+    """Whether a plugin that is only used, and all it requires, can be registered: one that fails is left out whole."""
+    pending, tried = [name], set[str]()
+    while pending:
+        plugin = installed.get(pending.pop())
+        if plugin is None:
+            return False
+        if plugin.name in active or plugin.name in tried:
+            continue
+        tried.add(plugin.name)
+        try:
+            module = load_module(plugin)
+            _register(plugin_manager(), Registry(), plugin, module)
+            pending.extend(_named(plugin, module, "EMBED_REQUIRES"))
+        except PluginError:
+            return False
+    return True
 
 
 def _register(manager: pluggy.PluginManager, registry: Registry, plugin: Installed, module: Any) -> None:

@@ -79,8 +79,8 @@ class TakesOtherDense(Protocol):
     def with_other_dense(
         self, batch: Batch, targets: Targets, others: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[LossOutput, list[Tensor]]:
-        """The loss, and for each ``(query_BD, passage_PD)`` of ``others``, which stand in for the batch's dense vectors,
-        the sum of those of its terms that dense vectors take part in, weighted as in the loss."""
+        """The loss, and for each ``(query_BD, passage_PD)`` of ``others``, in place of the batch's dense vectors, the
+        sum of those of its terms that dense vectors take part in, weighted as in the loss."""
         ...
 
 

@@ -5,7 +5,6 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from embed_core.hookspecs import hookimpl
-from embed_core.plugins import discover
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -14,7 +13,7 @@ if TYPE_CHECKING:
 
     from embed_core.config.base import DatasetConfig, LossConfig, Recipe
 
-EMBED_REQUIRES = tuple(name for name in ("mrl",) if name in discover())
+EMBED_USES = ("mrl",)
 """embed-mrl, where it is installed: the recipe's key ``mrl_dims`` compiles to its loss."""
 
 

@@ -120,8 +120,8 @@ class DataRecipe(Recipe):
         registry = (info.context or {}).get("registry")
         if dims and registry is not None and "matryoshka" not in registry.kinds("loss"):
             raise ValueError(
-                "mrl_dims needs the loss `matryoshka` of embed-mrl, which is not installed: `pip install embed-mrl`, "
-                "or leave mrl_dims out"
+                "mrl_dims needs the loss `matryoshka` of embed-mrl, which is not installed or fails (`embed plugins` "
+                "says which): `pip install embed-mrl`, or leave mrl_dims out"
             )
         return dims
 

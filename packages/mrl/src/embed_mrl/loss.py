@@ -10,7 +10,6 @@ from torch.nn import functional
 
 from embed_core.embeddings import detach
 from embed_core.engine.seeds import seed_of
-from embed_core.losses.infonce import InfoNCE
 from embed_core.protocols import TakesOtherDense
 from embed_core.scoring.need import missing
 from embed_core.types import Batch, Embeddings, LossOutput

@@ -23,11 +23,15 @@ def compile_encoders(model: nn.Module) -> None:
             f"engine.compile: true needs a C++ compiler on this machine ({sys.platform}, no CUDA) and g++, clang++ and "
             "c++ are not on the PATH: install one, or set engine.compile: false"
         )
-    found = [(name, part) for name, part in model.named_modules() if isinstance(part, PreTrainedModel)]
-    outermost = [p for name, p in found if not any(name.startswith(f"{other}.") for other, _ in found if other != name)]
+    outermost: list[tuple[str, nn.Module]] = []
+    for name, part in model.named_modules():  # a module comes before those inside it
+        inside = any(not other or name.startswith(f"{other}.") for other, _ in outermost)
+        if isinstance(part, PreTrainedModel) and not inside:
+            outermost.append((name, part))
     if not outermost:
         raise ConfigError(
             f"engine.compile: true finds no transformers model in {type(model).__name__}: set engine.compile: false"
         )
-    for part in outermost:
+    for _, part in outermost:
+        # One graph for all lengths: chunks differ in theirs.
         part.compile(dynamic=True)

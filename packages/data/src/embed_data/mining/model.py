@@ -82,7 +82,7 @@ class TextEncoder:
         self._ranks = ranks
         self.way, self.weights = _way(self._model.scores, way)
         module: Any = self._model
-        self.digest = _digest(module, self._engine.precision)
+        self.digest = weights_digest(module, self._engine.precision)
         set_attention(module, self._engine, ranks)
         self._module = module.to(device=ranks.device, dtype=_dtype(self._engine.precision)).eval()
 
@@ -118,7 +118,7 @@ def _dtype(precision: str) -> Any:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
-def _digest(module: Any, precision: str) -> str:
+def weights_digest(module: Any, precision: str) -> str:
     """Of the weights themselves: another training into the same directory is another model."""
     import torch
 
