@@ -2,8 +2,9 @@
 
     python -m benchmarks.mining_quality
 
-A fresh BGE-M3 in miniature (dense only) learns from three quarters of the articles of ``jaquad/dev`` and is measured on
-the questions of the rest, over all paragraphs. Everything but the negatives is the same: model, rows, batches, steps.
+The same small random model (dense, one layer) learns from questions of ``jaquad/train``, with negatives from all its
+paragraphs, and is measured on ``jaquad/dev``, which shares no article with it. Everything but the negatives is the same:
+weights at the start, tokenizer, rows, their order, steps.
 """
 
 from __future__ import annotations
@@ -26,29 +27,37 @@ from benchmarks.fixture import ROOT
 SEEDS = (1, 2, 3)
 NEGATIVES = 7
 """In the data; ``train_group_size - 1`` of them are drawn each time."""
-HELD_OUT = 4
-"""One article in so many is held out."""
+ROWS = 6_400
+"""Questions trained on."""
+STEPS, BATCH, GROUP, LEARNING_RATE = 250, 16, 4, 2e-3
+VOCABULARY, HIDDEN, LAYERS = 8_000, 128, 1
+QUERY, PASSAGE = 32, 128
+"""Tokens."""
 Row = dict[str, Any]
+Arm = Callable[[Path, Path, str], Path]
+"""Folder of the benchmark, JaQuAD, own name → rows with negatives."""
 
 
 def main() -> None:
     """Train every arm with every seed, print the table."""
     options = parse()
-    source = jaquad()
-    if source is None:
-        sys.exit("jaquad/dev is not in $EMBED_TEST_DATA or ../shared/data: nothing to measure on")
+    data = jaquad()
+    if data is None:
+        sys.exit("jaquad is not in $EMBED_TEST_DATA or ../shared/data: nothing to measure on")
     with TemporaryDirectory(prefix="embed-mining-") as made:
         folder = options.output_dir or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
-        split(source, folder)
-        arms = {name: make(folder, name) for name, make in ARMS.items() if not options.arm or name in options.arm}
+        prepare(data / "train", folder)
+        models = {seed: write_start(folder, data, seed) for seed in options.seeds}
+        wanted = [name for name in ARMS if not options.arm or name in options.arm]
+        arms = {name: ARMS[name](folder, data, name) for name in wanted}
         for name, path in arms.items():
             print(f"{name}: {holding_the_answer(path)} of its negatives hold the answer", flush=True)
         found: dict[str, list[float]] = {name: [] for name in arms}
         for seed in options.seeds:
             for name, path in arms.items():
                 started = time.monotonic()
-                found[name].append(train(path, folder, seed, options.steps))
+                found[name].append(train(path, models[seed], data / "dev", folder / "run", seed, options.steps))
                 seconds = time.monotonic() - started
                 print(f"{name}, seed {seed}: nDCG@10 {found[name][-1]:.4f} after {seconds:.0f} s", flush=True)
         print(table(found))
@@ -65,49 +74,36 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
 
 
 def jaquad() -> Path | None:
-    """``jaquad/dev`` of ``$EMBED_TEST_DATA`` or ``../shared/data``."""
+    """``jaquad`` of ``$EMBED_TEST_DATA`` or ``../shared/data``."""
     data = os.environ.get("EMBED_TEST_DATA")
-    path = (Path(data) if data else ROOT.parent / "shared" / "data") / "jaquad" / "dev"
+    path = (Path(data) if data else ROOT.parent / "shared" / "data") / "jaquad"
     return path if path.is_dir() else None
 
 
-def split(source: Path, folder: Path) -> None:
-    """``train.jsonl`` and ``corpus.jsonl`` of the articles that are trained on, and the BEIR folder ``held-out``."""
-    corpus = {row["_id"]: row for row in read(source / "corpus.jsonl")}
+def prepare(source: Path, folder: Path) -> None:
+    """``train.jsonl``, ROWS questions of the train split with their answers, chosen by a hash."""
+    corpus = {row["_id"]: f"{row['title']} {row['text']}" for row in read(source / "corpus.jsonl")}
     queries = {row["_id"]: row for row in read(source / "queries.jsonl")}
-    judged = [line.split("\t") for line in (source / "qrels" / "dev.tsv").read_text().splitlines()[1:]]
-    held = {key for key, row in corpus.items() if is_held_out(row["title"])}
+    judged = [line.split("\t") for line in (source / "qrels" / "train.tsv").read_text().splitlines()[1:]]
+    judged.sort(key=lambda line: blake2b(line[0].encode(), digest_size=8).digest())
     rows = [
         {
             "query": queries[query]["text"],
-            "pos": [f"{corpus[document]['title']} {corpus[document]['text']}"],
+            "pos": [corpus[document]],
             "doc_id": [document],
             "answers": queries[query]["answers"],
         }
-        for query, document, _ in judged
-        if document not in held
+        for query, document, _ in judged[:ROWS]
     ]
     write(folder / "train.jsonl", rows)
-    write(folder / "corpus.jsonl", [row for key, row in corpus.items() if key not in held])
-    evaluation = folder / "held-out"
-    (evaluation / "qrels").mkdir(parents=True, exist_ok=True)
-    write(evaluation / "corpus.jsonl", list(corpus.values()))
-    write(evaluation / "queries.jsonl", list(queries.values()))
-    lines = ["\t".join(line) for line in judged if line[1] in held]
-    (evaluation / "qrels" / "test.tsv").write_text("\n".join(["query-id\tcorpus-id\tscore", *lines]) + "\n")
 
 
-def is_held_out(title: str) -> bool:
-    """By a hash: no article is on both sides."""
-    return int.from_bytes(blake2b(title.encode(), digest_size=4).digest(), "big") % HELD_OUT == 0
-
-
-def random_negatives(folder: Path, name: str) -> Path:
+def random_negatives(folder: Path, data: Path, name: str) -> Path:
     """Any paragraphs but the row's own: what `embed mine` has to beat."""
     import numpy as np
 
     rng = np.random.default_rng(0)
-    texts = {row["_id"]: f"{row['title']} {row['text']}" for row in read(folder / "corpus.jsonl")}
+    texts = {row["_id"]: f"{row['title']} {row['text']}" for row in read(data / "train" / "corpus.jsonl")}
     keys = sorted(texts)
     rows = read(folder / "train.jsonl")
     for row in rows:
@@ -116,36 +112,61 @@ def random_negatives(folder: Path, name: str) -> Path:
     return write(folder / f"{name}.jsonl", rows)
 
 
-def mined(*arguments: str) -> Callable[[Path, str], Path]:
+def mined(*arguments: str) -> Arm:
     """An arm by ``embed mine``."""
 
-    def make(folder: Path, name: str) -> Path:
+    def make(folder: Path, data: Path, name: str) -> Path:
         output = folder / f"{name}.jsonl"
         command = [sys.executable, "-m", "embed_cli", "mine", str(folder / "train.jsonl"), "--output", str(output)]
-        command += ["--corpus", str(folder / "corpus.jsonl"), "-n", str(NEGATIVES), "--overwrite", *arguments]
+        command += ["--corpus", str(data / "train"), "-n", str(NEGATIVES), "--overwrite", *arguments]
         subprocess.run(command, check=True)
         return output
 
     return make
 
 
-def train(rows: Path, folder: Path, seed: int, steps: int) -> float:
-    """nDCG@10 on the held-out questions after ``steps``."""
+def write_start(folder: Path, data: Path, seed: int) -> Path:
+    """A random model of ``seed``, with a tokenizer of the training paragraphs."""
+    from embed_bge.checkpoint import BGEM3Checkpointer
+    from embed_bge.config import BGEM3ModelConfig
+    from embed_bge.model import BGEM3Model
+    from embed_core.card import RunCard
+    from embed_core.scratch.config import EncoderShape
+    from embed_core.scratch.encoder import xlm_roberta
+    from embed_core.scratch.tokenizer import unigram_tokenizer
+
+    texts = [row["text"] for row in read(data / "train" / "corpus.jsonl")]
+    tokenizer = unigram_tokenizer(texts, VOCABULARY, folder / "cache", print)
+    shape = EncoderShape(vocab_size=len(tokenizer), hidden=HIDDEN, layers=LAYERS, heads=4)
+    encoder = xlm_roberta(len(tokenizer), shape, max_length=PASSAGE, seed=seed)
+    config = BGEM3ModelConfig(unified_finetuning=False, sentence_pooling_method="mean")
+    model = BGEM3Model.from_parts(config, encoder, tokenizer, {})
+    directory = folder / f"start-{seed}"
+    if not directory.exists():
+        directory.mkdir()
+        card = RunCard("start", "from-scratch", {}, {"name": "none", "rows": 0, "fingerprint": ""}, {}, "", 0, {})
+        BGEM3Checkpointer().export(model, model.state_dict(), directory, card)
+    return directory
+
+
+def train(rows: Path, model: Path, evaluation: Path, output: Path, seed: int, steps: int) -> float:
+    """nDCG@10 on the questions of ``evaluation`` after ``steps``."""
     from embed_bge import BGETrainer, BGETrainerConfig
 
     config = BGETrainerConfig(
+        model_name_or_path=str(model),
         train_data=str(rows),
-        eval_data=(str(folder / "held-out"),),
-        output_dir=folder / "run",
+        eval_data=(str(evaluation),),
+        output_dir=output,
         seed=seed,
         unified_finetuning=False,
+        sentence_pooling_method="mean",
         train_group_size=GROUP,
         per_device_train_batch_size=BATCH,
-        query_max_len=32,
-        passage_max_len=128,
+        query_max_len=QUERY,
+        passage_max_len=PASSAGE,
         learning_rate=LEARNING_RATE,
         max_steps=steps,
-        model={"from_scratch": SHAPE},
     )
     overrides = {"checkpoint": {"every_minutes": 0}, "tracking": {"report_to": []}, "engine": {"device": "cpu"}}
     result = BGETrainer(config=config, overrides=overrides, announce=lambda line: None).train(overwrite=True)
@@ -183,9 +204,13 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
     return path
 
 
-STEPS, BATCH, GROUP, LEARNING_RATE = 150, 32, 3, 2e-3
-SHAPE = {"vocab_size": 8_000, "hidden": 128, "layers": 2, "heads": 4}
-ARMS: dict[str, Callable[[Path, str], Path]] = {"random": random_negatives, "bm25": mined()}
+ARMS: dict[str, Arm] = {
+    "random": random_negatives,
+    "bm25": mined(),
+    "r5": mined("--ranks", "5-100"),
+    "r10s": mined("--ranks", "10-60", "--draw", "sample"),
+    "s50": mined("--ranks", "1-50", "--draw", "sample"),
+}
 
 if __name__ == "__main__":
     main()

@@ -84,7 +84,7 @@ class MatryoshkaLoss(nn.Module):
             pairs = [(_dense(view.query), _dense(view.passage)) for view in views[1:]]
             whole, parts = self.inner.with_other_dense(views[0], targets, pairs)
             return whole, [LossOutput(part, {}) for part in parts]
-        if prefix.serves(self.inner, batch, targets):
+        if prefix.serves(self.inner, batch, targets, dims):
             outputs = prefix.outputs(self.inner, batch, views, targets, dims)
         else:
             outputs = [self.inner(view, targets) for view in [views[0], *map(_dense_gradient_only, views[1:])]]

@@ -4,9 +4,16 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
+import numpy as np
+from numpy.typing import NDArray
+
 from embed_core.types import Encoded
+
+PRICE = 16
+"""What another chunk costs, in tokens: the budget by this. Measured on a CPU, 100 to 150 of 2,048."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,23 +50,50 @@ def cut(lengths: Sequence[int], budget: int, count: int | None = None, *, packed
     """Indices of ``lengths`` in chunks, the longest texts first.
 
     A chunk's texts × its longest length (the sum of its lengths where it is ``packed``) stays within ``budget`` tokens;
-    a single longer text is its own chunk. With ``count`` there are exactly that many chunks, at least as many as
+    a single longer text is its own chunk. Within that, padding and chunks are as cheap as they can be together, a chunk
+    being worth a sixteenth of the budget. With ``count`` there are exactly that many chunks, at least as many as
     without: the largest are halved, and where texts run out the shortest text is repeated (ZeRO-3 needs every rank to
     run the same number of forwards). Longest first also shows at the first chunk of the first step whether memory
     suffices.
     """
     order = sorted(range(len(lengths)), key=lambda i: (-lengths[i], i))
-    chunks: list[list[int]] = []
-    used = 0
-    for index in order:
-        # Padded, a text takes what the longest of its chunk takes, the first.
-        size = max(1, lengths[index if packed or not chunks else chunks[-1][0]])
-        if not chunks or used + size > budget:
-            chunks.append([])
-            used, size = 0, max(1, lengths[index])
-        chunks[-1].append(index)
-        used += size
+    sizes = np.maximum(1, np.asarray([lengths[i] for i in order], dtype=np.int64))
+    starts = _filled(sizes, budget) if packed else _cheapest(sizes, budget, budget // PRICE)
+    chunks = [order[start:stop] for start, stop in pairwise([*starts, len(order)])]
     return chunks if count is None else _exactly(chunks, count)
+
+
+def _filled(sizes: NDArray[np.int64], budget: int) -> list[int]:
+    """Where chunks start that take as many texts as fit."""
+    starts, used = [0], 0
+    for at, size in enumerate(sizes.tolist()):
+        if used and used + size > budget:
+            starts.append(at)
+            used = 0
+        used += size
+    return starts
+
+
+def _cheapest(sizes: NDArray[np.int64], budget: int, price: int) -> list[int]:
+    """Where chunks start so that all padded tokens, and ``price`` tokens for each chunk, are the fewest.
+
+    ``sizes`` do not increase. Shortest paths over the places where one may cut; every path keeps to the budget.
+    """
+    total = len(sizes)
+    cost = np.full(total + 1, np.iinfo(np.int64).max)
+    before = np.zeros(total + 1, dtype=np.int64)
+    cost[0] = 0
+    for start, size in enumerate(sizes.tolist()):
+        most = min(total - start, max(1, budget // size))
+        offered = cost[start] + price + size * np.arange(1, most + 1)
+        places = start + 1 + np.flatnonzero(offered < cost[start + 1 : start + most + 1])
+        cost[places] = offered[places - start - 1]
+        before[places] = start
+    starts, at = [], total
+    while at > 0:
+        at = int(before[at])
+        starts.append(at)
+    return starts[::-1]
 
 
 def _exactly(chunks: list[list[int]], count: int) -> list[list[int]]:

@@ -100,6 +100,8 @@ def join(device: str = "auto") -> Ranks:
         )
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
+        # Compiled products, of which bf16 needs one per shape: the default of 1,024 is less than a run's shapes take.
+        os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     else:
         torch.cuda.set_device(local)  # before NCCL starts, which binds to the current device
     _quiet()

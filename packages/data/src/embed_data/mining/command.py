@@ -87,7 +87,7 @@ def mine(
         masked_data=masked_data,
         overwrite=overwrite,
     )
-    execute(request, nproc, _arguments(context))
+    execute(request, nproc, arguments_of(context))
 
 
 def execute(request: MiningRequest, nproc: int, arguments: Sequence[str]) -> None:
@@ -155,13 +155,13 @@ def _silent(line: str) -> None:
     pass
 
 
-def _arguments(context: typer.Context) -> list[str]:
+def arguments_of(context: typer.Context) -> list[str]:
     """The command line of the running command, less ``--nproc``: what every rank is started with."""
     positional: list[str] = []
     options: list[str] = []
     for parameter in context.command.params:
         value: Any = context.params.get(parameter.name or "")
-        if parameter.name == "nproc" or value in (None, False, (), []):
+        if parameter.name == "nproc" or value is None or value is False or value in ((), []):  # 0 is a value
             continue
         if parameter.param_type_name == "argument":
             positional.append(str(value))
