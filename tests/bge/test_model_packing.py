@@ -5,7 +5,8 @@ The attention is told the offsets as flash-attention is, and masks one large mat
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -44,8 +45,8 @@ def block_diagonal(
 
 
 @pytest.fixture
-def packing(make_model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
-    """``packing(**config)``: a model over packed chunks; ``packing.padded`` makes its twin."""
+def packing(make_model: Callable[..., Any]) -> Any:
+    """``packing.packed(**config)``: a model over packed chunks; ``packing.padded`` makes its twin."""
     from transformers import AttentionInterface, AttentionMaskInterface
     from transformers.masking_utils import flash_attention_mask
 
@@ -65,8 +66,7 @@ def packing(make_model: Callable[..., Any]) -> Iterator[Callable[..., Any]]:
         model.packed = True
         return model
 
-    packed.padded = padded  # type: ignore[attr-defined]
-    return packed
+    return SimpleNamespace(packed=packed, padded=padded)
 
 
 def tokens(model: Any, texts: list[str]) -> list[Encoded]:
@@ -83,7 +83,7 @@ def backward(embeddings: Embeddings) -> None:
 @pytest.mark.parametrize("pooling", ["cls", "mean", "last_token"])
 def test_every_head_gives_what_it_gives_over_padding(packing: Any, texts: list[str], pooling: str) -> None:
     options = {"sentence_pooling_method": pooling, "colbert_dim": 12}
-    model, plain = packing(**options), packing.padded(**options)
+    model, plain = packing.packed(**options), packing.padded(**options)
     found, wanted = (one(**one.collate(tokens(one, texts))) for one in (model, plain))
     assert found.sparse is not None
     assert torch.equal(found.sparse.ids_K, wanted.sparse.ids_K)
@@ -104,7 +104,7 @@ def test_every_head_gives_what_it_gives_over_padding(packing: Any, texts: list[s
 
 def test_no_text_sees_another(packing: Any, texts: list[str]) -> None:
     """A neighbour's tokens reach no head of a text; the contract compares texts alone, together and turned round."""
-    model = packing()
+    model = packing.packed()
     check_model(model, texts, role="passage", tolerance=1e-10)
     first, second, third = tokens(model, texts[:3])
     other = Encoded(b"", second.length, {"input_ids": second.data["input_ids"][::-1]})

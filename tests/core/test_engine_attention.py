@@ -128,5 +128,5 @@ def test_the_option_wins_and_what_is_not_installed_says_so() -> None:
     model = xlm_roberta(60, EncoderShape(vocab_size=60, hidden=32, layers=1, heads=4), max_length=20, seed=2)
     attention.set_attention(model, EngineConfig(precision="bf16", attention="eager"), CPU)
     assert model.config._attn_implementation == "eager"
-    with pytest.raises(ConfigError, match=r"engine.attention: 'flash_attention_2' does not run here \(.+\): use auto or"):
+    with pytest.raises(ConfigError, match=r"engine.attention: 'flash_attention_2' needs CUDA, this run is on cpu: use"):
         attention.set_attention(model, EngineConfig(precision="bf16", attention="flash_attention_2"), CPU)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -33,7 +33,7 @@ from embed_core.losses.config import InfoNCEConfig
 from embed_core.scratch.config import EncoderShape
 from embed_core.scratch.encoder import xlm_roberta
 from embed_core.scratch.tokenizer import unigram_tokenizer
-from embed_core.testing import build, check_model, tiny_dataset
+from embed_core.testing import check_model, tiny_dataset
 from embed_core.types import Encoded
 
 torch.set_num_threads(1)
@@ -76,8 +76,8 @@ class Kernel:
         self.calls.append(told | {"causal": causal, "window": window_size})
         offsets = cu_seqlens_q.tolist()
         return torch.cat([
-            _attention(*(part[a:b] for part in (q, k, v)), softmax_scale, causal, window_size)
-            for a, b in zip(offsets[:-1], offsets[1:], strict=True)
+            _attention(q[a:b], k[a:b], v[a:b], softmax_scale, causal, window_size)
+            for a, b in pairwise(offsets)
         ])  # fmt: skip
 
     def rectangular(self, *arguments: Any, **options: Any) -> Tensor:
@@ -124,7 +124,9 @@ def encoder(family: str) -> Any:
     torch.manual_seed(3)
     sizes = {"vocab_size": 120, "hidden_size": 16, "num_hidden_layers": 2, "intermediate_size": 32, "pad_token_id": 1}
     if family == "xlm-roberta":
-        made = xlm_roberta(120, EncoderShape(vocab_size=120, hidden=16, layers=2, heads=2, dropout=0.0), max_length=48, seed=3)
+        made = xlm_roberta(
+            120, EncoderShape(vocab_size=120, hidden=16, layers=2, heads=2, dropout=0.0), max_length=48, seed=3
+        )
         made.embeddings.position_embeddings.weight.data.mul_(10)
     elif family == "bert":
         none = {"hidden_dropout_prob": 0.0, "attention_probs_dropout_prob": 0.0}
@@ -132,7 +134,9 @@ def encoder(family: str) -> Any:
     elif family == "modernbert":
         # A window of two tokens either way in every other layer.
         ids = {"bos_token_id": 0, "cls_token_id": 0, "eos_token_id": 2, "sep_token_id": 2}
-        made = ModernBertModel(ModernBertConfig(**sizes, **ids, num_attention_heads=2, local_attention=4, global_attn_every_n_layers=2))
+        made = ModernBertModel(
+            ModernBertConfig(**sizes, **ids, num_attention_heads=2, local_attention=4, global_attn_every_n_layers=2)
+        )
     else:
         heads = {"num_attention_heads": 4, "num_key_value_heads": 2, "head_dim": 8}
         made = Qwen3Model(Qwen3Config(**sizes, **heads, max_position_embeddings=64))
@@ -146,7 +150,7 @@ def encoder(family: str) -> Any:
 def make(tokenizer: Any) -> Callable[..., TransformersEncoder]:
     def made(family: str = "xlm-roberta", pooling: str = "mean") -> TransformersEncoder:
         limits = {"query_max_length": 24, "passage_max_length": 40}
-        config = TransformersEncoderConfig(pooling=pooling, **limits)  # type: ignore[arg-type]
+        config = TransformersEncoderConfig(pooling=pooling, **limits)
         return TransformersEncoder(config, encoder(family), tokenizer)
 
     return made
@@ -176,7 +180,8 @@ def gradients(model: nn.Module, vectors: Tensor) -> dict[str, Tensor]:
 
 # The first token of a decoder sees nothing but itself.
 @pytest.mark.parametrize(
-    ("family", "pooling"), [(f, p) for f in FAMILIES for p in ("cls", "mean", "last_token") if (f, p) != ("qwen3", "cls")]
+    ("family", "pooling"),
+    [(f, p) for f in FAMILIES for p in ("cls", "mean", "last_token") if (f, p) != ("qwen3", "cls")],
 )
 def test_packed_texts_have_the_vectors_and_gradients_of_padded_ones(
     family: str, pooling: str, make: Any, kernel: Kernel
@@ -340,8 +345,12 @@ def test_where_anything_is_missing_chunks_are_padded_under_sdpa(
 ) -> None:
     from transformers import utils
 
-    model, lines = make(), []
-    engine = {"half precision": EngineConfig(precision="fp32"), "choice": EngineConfig(precision="bf16", attention="sdpa")}
+    lines: list[str] = []
+    model = make()
+    engine = {
+        "half precision": EngineConfig(precision="fp32"),
+        "choice": EngineConfig(precision="bf16", attention="sdpa"),
+    }
     if missing == "package":
         monkeypatch.setattr(utils, "is_flash_attn_2_available", lambda: False)
     if missing == "capability":
@@ -368,11 +377,15 @@ class Deaf(nn.Module):
         return self.inner(input_ids=input_ids, attention_mask=attention_mask)
 
 
-class Shifted(Deaf):
+class Shifted(nn.Module):
     """One that counts positions its own way: no flash-attention would make up for it."""
 
-    def forward(self, input_ids: Tensor, position_ids: Tensor | None = None, **options: Any) -> Any:
-        return self.inner(input_ids=input_ids, position_ids=None if position_ids is None else position_ids + 3, **options)
+    def __init__(self, inner: nn.Module) -> None:
+        super().__init__()
+        self.inner = inner
+
+    def forward(self, position_ids: Tensor | None = None, **options: Any) -> Any:
+        return self.inner(position_ids=None if position_ids is None else position_ids + 3, **options)
 
 
 @pytest.mark.parametrize("wrapper", [Deaf, Shifted])
@@ -425,7 +438,9 @@ def test_what_cannot_run_says_so(engine: EngineConfig, ranks: Ranks, message: st
 
 
 def test_what_is_not_installed_says_so(make: Any) -> None:
-    with pytest.raises(ConfigError, match=r"^engine.attention: 'flash_attention_2' does not run here \(.+\): use auto or"):
+    with pytest.raises(
+        ConfigError, match=r"^engine.attention: 'flash_attention_2' does not run here \(.+\): use auto or"
+    ):
         set_attention(make(), BF16.model_copy(update={"attention": FLASH}), GPU)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
 from types import SimpleNamespace
 from typing import Any
 
@@ -64,9 +65,10 @@ def test_both_layouts_say_the_same_of_their_tokens() -> None:
 
 
 def mean_and_ends(states_TD: Tensor, offsets: list[int], method: Pooling) -> Tensor:
-    parts = [states_TD[a:b] for a, b in zip(offsets[:-1], offsets[1:], strict=True)]
-    picked = {"cls": lambda p: p[0], "last_token": lambda p: p[-1], "mean": lambda p: sum(p) / len(p)}[method]
-    return torch.stack([picked(part) for part in parts])
+    parts = [states_TD[a:b] for a, b in pairwise(offsets)]
+    if method == "mean":
+        return torch.stack([part.sum(0) / len(part) for part in parts])
+    return torch.stack([part[0 if method == "cls" else -1] for part in parts])
 
 
 @pytest.mark.parametrize("method", ["cls", "mean", "last_token"])
@@ -151,7 +153,7 @@ class Sums(nn.Module):
 def test_the_loop_counts_what_the_hardware_sees() -> None:
     lengths = [3, 40, 5, 5, 17, 1, 9]
     encoded, model = [text(length, key) for key, length in enumerate(lengths)], Sums(packed=True)
-    chunks = Chunks(encoded, model, EngineConfig(token_budget=32), CPU)  # type: ignore[arg-type]
+    chunks = Chunks(encoded, model, EngineConfig(token_budget=32), CPU)
     found = chunks.in_order([chunks.forward(model, number) for number in range(len(chunks))])
     assert found.dense_ND is not None
     assert found.dense_ND.tolist() == [[float(key), float(length)] for key, length in enumerate(lengths)]
@@ -164,7 +166,7 @@ def test_explain_and_plan_count_as_the_loop_does(is_packed: bool) -> None:
     lengths = [3, 40, 5, 5, 17, 1, 9]
     encoded, engine = [text(length, key) for key, length in enumerate(lengths)], EngineConfig(token_budget=32)
     model = Sums(is_packed)
-    chunks = Chunks(encoded, model, engine, CPU)  # type: ignore[arg-type]
+    chunks = Chunks(encoded, model, engine, CPU)
     tokens = [chunks.tokens(number) for number in range(len(chunks))]
     assert (sum(tokens) == sum(lengths)) is is_packed
     host: Any = SimpleNamespace(encoded=encoded, rows=1, query_index=[0], passage_index=[1])

@@ -160,7 +160,7 @@ def test_lines(embed: Callable[..., tuple[int, str, str]]) -> None:
     assert positive[8].endswith("…")
     assert len(positive[8]) == explain_command.SHORT
     assert negative[4:] == ["negative", negative[5], "0.25", "×2", "nothing"]
-    assert lines[6].startswith("chunk 0 of rank 0: 5 texts of up to ")
+    assert lines[6].startswith("chunk 0 of rank 0: 2 texts of up to ")
     code, out, _ = embed("--step", "1", "--full")
     assert f"the number {query[0]}\\nand {'more ' * 40}".rstrip() in out
 

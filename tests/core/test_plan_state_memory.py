@@ -53,7 +53,9 @@ def live() -> dict[int, int]:
     found = {}
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")
-        tensors = [one for one in gc.get_objects() if isinstance(one, torch.Tensor) and one.device.type == "cpu"]
+        tensors = [one for one in gc.get_objects() if type(one) in (torch.Tensor, torch.nn.Parameter)]
+        # Others' tests leave tensors of other kinds behind, some of which have no storage to ask.
+        tensors = [one for one in tensors if one.device.type == "cpu" and one.layout == torch.strided]
         tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]
         for one in tensors:
             storage = one.untyped_storage()

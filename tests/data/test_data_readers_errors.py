@@ -96,7 +96,7 @@ def read(path: Path, cache: Path | None = None, **options: Any) -> list[Read]:
             "a.jsonl",
             f'{{"query": "q", "pos": ["p"], "neg": ["n"], "pos_scores": [1{HUGE}], "neg_scores": [1]}}',
             1,
-            "a score is too large a number",
+            f"`pos_scores[0]` must be a finite number, found the number 1{HUGE[:39]}…",
         ),
         ("a.jsonl", '{"sentence1": "a", "sentence2": ["b", "c"], "score": 1}', 1, "one score for 2 positives"),
         ("a.jsonl", '["a"]', 1, "a list must be [anchor, positive, negative, …] or [text, text, score]"),

@@ -107,10 +107,10 @@ def by_hand(batch: Batch, targets: Targets, dims: Sequence[int], temperature: fl
     return total
 
 
-@pytest.mark.parametrize("together", [True, False])
-def test_is_the_loop_over_dimensions(together: bool, monkeypatch: pytest.MonkeyPatch) -> None:
-    if not together:
-        monkeypatch.setattr(prefix, "serves", lambda *_: False)
+@pytest.mark.parametrize("least", [0, 1000])
+def test_is_the_loop_over_dimensions(least: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By one product for all dimensions, and by one for each."""
+    monkeypatch.setattr(prefix, "LEAST_SAVED", least)
     batch, targets = random_batch(width=32, repeats=False)
     loss = build(InfoNCEConfig(temperature=0.1, mask=OFF), dims=(8, 24))(batch, targets).loss
     assert_same((loss, batch), (by_hand(batch, targets, (32, 24, 8), 0.1).float(), batch), tolerance=2e-6)
@@ -131,12 +131,13 @@ def test_one_product_for_all_dimensions_changes_nothing(
     """Value, gradient and metrics are those of the inner loss called once per dimension; also of a rank's part."""
     batch, targets = random_batch(rows=8, width=32, seed=3)
     targets = targets._replace(own_rows=own_rows)
+    monkeypatch.setattr(prefix, "LEAST_SAVED", 0)
     loss = build(INNER[inner], dims=(16, 8, 5), weights=(0.5, 2.0, 1.0))
-    assert prefix.serves(loss.inner, batch, targets)
+    assert prefix.serves(loss.inner, batch, targets, [32, 16, 8, 5])
     fast: LossOutput = loss(batch, targets)
     monkeypatch.setattr(prefix, "serves", lambda *_: False)
     slow: LossOutput = loss(batch, targets)
-    assert_same((fast.loss, batch), (slow.loss, batch))
+    assert_same((fast.loss, batch), (slow.loss, batch), tolerance=3e-6)
     assert fast.metrics.keys() == slow.metrics.keys()
     for name, value in fast.metrics.items():
         torch.testing.assert_close(value, slow.metrics[name], rtol=1e-6, atol=1e-6)
@@ -146,15 +147,29 @@ def test_one_product_for_all_dimensions_changes_nothing(
 
 def test_the_product_is_not_shared_where_it_does_not_serve(monkeypatch: pytest.MonkeyPatch) -> None:
     batch, targets = random_batch()
-    own_only = build(InfoNCEConfig(in_batch=False))
-    assert not prefix.serves(own_only.inner, batch, targets)
-    assert not prefix.serves(build(BGEUnifiedConfig()).inner, batch, targets)
-    monkeypatch.setattr(search, "TILE_BYTES", 64)  # a table that is computed in tiles
-    whole, tiled = build(dims=(4,)), build(dims=(4,))
-    assert not prefix.serves(tiled.inner, batch, targets)
-    value = tiled(batch, targets).loss
-    monkeypatch.undo()
-    assert_same((value, batch), (whole(batch, targets).loss, batch))
+    wide = halvings(1024)
+    assert prefix.serves(build().inner, batch, targets, wide)
+    assert not prefix.serves(build().inner, batch, targets, halvings(128)), "nothing to gain"
+    assert not prefix.serves(build(InfoNCEConfig(in_batch=False)).inner, batch, targets, wide)
+    assert not prefix.serves(build(BGEUnifiedConfig()).inner, batch, targets, wide)
+    monkeypatch.setattr(prefix, "LEAST_SAVED", 0)
+    whole = build(dims=(4,))(batch, targets).loss
+    monkeypatch.setattr(search, "TILE_BYTES", 64)
+    tiled = build(dims=(4,))
+    assert not prefix.serves(tiled.inner, batch, targets, wide), "the table is computed in tiles"
+    assert_same((tiled(batch, targets).loss, batch), (whole, batch))
+
+
+def test_cosines_of_all_dimensions_and_their_gradient() -> None:
+    """In float64 against differences; a dimension that is not asked for has no gradient."""
+    generator = torch.Generator().manual_seed(0)
+    sides = [torch.randn(rows, 7, generator=generator, dtype=torch.float64).requires_grad_() for rows in (3, 4)]
+    found = prefix.cosines(*sides, [6, 2, 5])
+    for dim, table_NP in zip((6, 2, 5), found, strict=True):
+        one, other = (normalize(side[:, :dim], dim=-1) for side in sides)
+        torch.testing.assert_close(table_NP, one @ other.T)
+    assert torch.autograd.gradcheck(lambda *both: tuple(prefix.cosines(*both, [6, 2, 5])), sides)
+    assert not torch.autograd.grad(found[0].sum(), sides[0])[0][:, 6].any()
 
 
 @pytest.mark.parametrize(

@@ -44,11 +44,13 @@ def embed_register_recipes() -> Sequence[type[Recipe]]:
 
 @hookimpl
 def embed_register_commands(app: typer.Typer) -> None:
-    """``embed mine``, ``embed align``, ``embed data inspect``, ``embed data mix``."""
+    """``embed mine``, ``embed align``, ``embed curriculum``, ``embed data inspect``, ``embed data mix``."""
     from embed_data.align.command import align
+    from embed_data.align.curriculum_command import curriculum
     from embed_data.commands import app as data
     from embed_data.mining.command import mine
 
     app.command("mine")(mine)
     app.command("align")(align)
+    app.command("curriculum")(curriculum)
     app.add_typer(data, name="data")

@@ -18,8 +18,10 @@ from embed_core.losses.infonce import InfoNCE
 from embed_core.losses.search import fits
 from embed_core.types import Batch, LossOutput, Targets
 
-LEAST_SAVED = 128
-"""Columns of products saved for each dimension, from which on this is faster; below, scaling the tables costs more."""
+LEAST_SAVED = 64
+"""Values per vector that products are spared, divided by the dimensions, from which on this is used: below, scaling the
+tables costs as much. Measured on one core, 1,024 rows, five dimensions by halving, forward and backward: no gain at 128
+values, 1.2 times as fast at 768, 1.3 at 1,024."""
 _SHORTEST = 1e-12
 """Shorter vectors are divided by this, as :func:`torch.nn.functional.normalize` does."""
 
@@ -73,8 +75,8 @@ class _Cosines(torch.autograd.Function):
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, Tensor, None]:
         """A cosine's gradient is that of the product over the lengths, less its part along each vector.
 
-        A block of values takes part in its own dimension and all larger ones: from the largest on, the tables' gradients
-        add up to what its products are multiplied with.
+        A block of values takes part in its own dimension and all larger ones: from the largest on, the gradients of the
+        tables add up to what its products are multiplied with.
         """
         query_ND, passage_PD, *tables = ctx.saved_tensors
         ascending: Sequence[int] = ctx.ascending

@@ -127,7 +127,8 @@ def json_type(value: Any) -> str:
     if isinstance(value, bool):
         return str(value).lower()
     if isinstance(value, (int, float)):
-        return f"the number {value}"
+        digits = str(value)
+        return f"the number {digits if len(digits) <= 40 else digits[:40] + '…'}"
     if isinstance(value, str):
         return f"the string {value[:40]!r}" if len(value) <= 40 else f"the string {value[:40] + '…'!r}"
     return "a list" if isinstance(value, list) else "an object"

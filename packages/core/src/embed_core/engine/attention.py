@@ -109,9 +109,7 @@ def _causal(query: Tensor, key: Tensor) -> Tensor:
     return mask.triu_(keys - queries + 1)
 
 
-def set_attention(
-    model: nn.Module, engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None
-) -> None:
+def set_attention(model: nn.Module, engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None) -> None:
     """Set the implementation of every transformers model in ``model`` as ``engine.attention`` says.
 
     With flash-attention throughout, and where :func:`embed_core.engine.packs.can_pack` finds no objection, chunks are
@@ -146,7 +144,8 @@ def _flash_is_wanted(engine: EngineConfig, ranks: Ranks) -> bool:
 
     if not ranks.on_cuda or engine.precision == "fp32" or not is_flash_attn_2_available():
         return False
-    return torch.cuda.get_device_capability(ranks.device)[0] >= AMPERE
+    major, _ = torch.cuda.get_device_capability(ranks.device)
+    return int(major) >= AMPERE
 
 
 def _choice(part: Any, engine: EngineConfig, ranks: Ranks, *, packs: bool) -> str | None:

@@ -47,7 +47,9 @@ def one_by_one(
     causal = getattr(module, "is_causal", True) if is_causal is None else is_causal
     texts = [
         functional.scaled_dot_product_attention(
-            *(part[:, :, start:stop] for part in (query, key, value)),
+            query[:, :, start:stop],
+            key[:, :, start:stop],
+            value[:, :, start:stop],
             attn_mask=_visible(stop - start, causal, sliding_window, query.device),
             scale=scaling,
             enable_gqa=True,

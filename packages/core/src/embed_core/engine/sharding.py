@@ -126,9 +126,7 @@ def initialize(
     return built[0]
 
 
-def prepare(
-    module: Trainable, engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None
-) -> None:
+def prepare(module: Trainable, engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None) -> None:
     """What the engine's options change in the model itself."""
     set_attention(module.model, engine, ranks, announce)
     if engine.gradient_checkpointing:

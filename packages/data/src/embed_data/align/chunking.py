@@ -25,7 +25,9 @@ class Span(NamedTuple):
     stop: int
 
 
-def chunk(parts: Sequence[str], choice: ChunkChoice, offsets: Callable[[str], list[tuple[int, int]]] | None) -> list[Span]:
+def chunk(
+    parts: Sequence[str], choice: ChunkChoice, offsets: Callable[[str], list[tuple[int, int]]] | None
+) -> list[Span]:
     """The chunks of a document, in order; none is blank and none reaches over the border of two parts.
 
     ``offsets`` gives the character spans of a text's tokens; only ``tokens`` needs it.

@@ -39,7 +39,7 @@ def align(
     ] = None,
     batch_tokens: Annotated[int, typer.Option(help="Tokens of one forward of the language model.")] = 16384,
     concurrency: Annotated[int, typer.Option(help="Requests under way at --lm-url.")] = 8,
-    model: Annotated[str | None, typer.Option(help="Retriever: a run's output, or weights that --plugin reads.")] = None,
+    model: Annotated[str | None, typer.Option(help="Retriever: a run's output, or weights --plugin reads.")] = None,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="Plugin whose model it is.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="Config of a run with that model.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run.")] = None,

@@ -192,8 +192,8 @@ def _check_vocabulary(model: Any, tokenizer: Any, path: str) -> None:
     highest = max(tokenizer.get_vocab().values())
     if highest >= size:
         raise CheckpointError(
-            f"--lm {path!r} knows {size} tokens and the tokenizer's ids go up to {highest}: they do not belong together; "
-            "give the model's own with --tokenizer"
+            f"--lm {path!r} knows {size} tokens and the tokenizer's ids go up to {highest}: they do not belong "
+            "together; give the model's own with --tokenizer"
         )
 
 

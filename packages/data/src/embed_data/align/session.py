@@ -95,8 +95,11 @@ def _parameter_stage(
     return stage
 
 
-def check_folder(output: Path, names: tuple[str, ...], *, overwrite: bool) -> None:
-    """Raises CheckpointError where the folder cannot take the outputs, or has them and may not be overwritten."""
+def check_folder(output: Path, names: tuple[str, ...], *, overwrite: bool, others: bool = False) -> None:
+    """Raises CheckpointError where the folder cannot take the outputs, or has them and may not be overwritten.
+
+    ``others``: it may hold the outputs of other stages.
+    """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"output {str(output)!r} is a file: give the name of a folder")
     if not output.exists() and not output.parent.is_dir():
@@ -108,7 +111,7 @@ def check_folder(output: Path, names: tuple[str, ...], *, overwrite: bool) -> No
             "again), --output chooses another"
         )
     strange = output.is_dir() and any(output.iterdir()) and not there and not (output / WORK).is_dir()
-    if strange and not overwrite:
+    if strange and not (overwrite or others):
         raise CheckpointError(f"output {str(output)!r} is not empty: choose a new folder, or give --overwrite")
 
 

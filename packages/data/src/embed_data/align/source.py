@@ -89,8 +89,8 @@ def _question(row: Mapping[str, Any], place: str, default: str, group_by: str | 
     if isinstance(given, bool) or not isinstance(given, (str, int, type(None))):
         raise DataError(f"{place}: `id` must be a string or a number, found {json_type(given)}")
     parts = _parts(data.get("context"), data, place)
-    starts = _starts(data, len(parts))
-    return Question(default if given is None else str(given), text, answers, parts, _group(data, place, group_by), starts)
+    key = default if given is None else str(given)
+    return Question(key, text, answers, parts, _group(data, place, group_by), _starts(data, len(parts)))
 
 
 def _parts(context: Any, data: Mapping[str, Any], place: str) -> tuple[Part, ...]:

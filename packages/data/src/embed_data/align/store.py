@@ -48,12 +48,16 @@ class Stage:
     def rows(self, blocks: int) -> Iterator[dict[str, Any]]:
         """Every row of the first ``blocks`` blocks, in order. Raises CheckpointError where a file is damaged."""
         for number in range(blocks):
-            with self._path(number).open(encoding="utf-8") as file:
-                for line in file:
-                    try:
-                        yield json.loads(line)
-                    except ValueError:
-                        raise CheckpointError(f"{self._path(number)}: damaged (not JSON): remove the file") from None
+            yield from self.block(number)
+
+    def block(self, number: int) -> Iterator[dict[str, Any]]:
+        """The rows of one block."""
+        with self._path(number).open(encoding="utf-8") as file:
+            for line in file:
+                try:
+                    yield json.loads(line)
+                except ValueError:
+                    raise CheckpointError(f"{self._path(number)}: damaged (not JSON): remove the file") from None
 
     def _path(self, number: int) -> Path:
         return self.folder / f"{number:06}.jsonl"

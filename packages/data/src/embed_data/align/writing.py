@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections import Counter
 from typing import TYPE_CHECKING, Any
 
 from embed_data.align.combine import combined, joined, ranked
@@ -75,9 +74,7 @@ class _Writer:
                 numbers = {chunk.key: at for at, chunk in enumerate(last[1])}
                 positives = [numbers[key] for key in data["positives"]]
                 negatives = [numbers[key] for key in data["negatives"]]
-                yield training_row(
-                    self._corpus.asked(data["number"]), data["doc_id"], last[1], positives, negatives
-                )
+                yield training_row(self._corpus.asked(data["number"]), data["doc_id"], last[1], positives, negatives)
 
     def _question(
         self, document: int, number: int, chunks: Sequence[Chunk], rows: Mapping[int, Mapping[str, Any]]
@@ -118,9 +115,7 @@ class _Writer:
             self.counts["trimmed_pairs"] += one.trimmed > 0
             if one.failed is not None:
                 self.counts["failed_pairs"] += 1
-                self.failed.append(
-                    to_line({"id": asked.key, "chunk": chunks[one.chunk].key, "failed": one.failed})
-                )
+                self.failed.append(to_line({"id": asked.key, "chunk": chunks[one.chunk].key, "failed": one.failed}))
 
     def _count(self, best: Sequence[int], negatives: Sequence[int], chunks: int) -> None:
         if not best:

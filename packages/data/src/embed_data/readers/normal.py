@@ -32,8 +32,6 @@ class Normaliser:
         shape, fields = self._fields(value)
         try:
             row = parse_row(fields, _MARK)
-        except OverflowError:
-            raise DataError("a score is too large a number") from None
         except DataError as error:
             raise DataError(str(error).removeprefix(f"{_MARK}: ")) from None
         _check_characters(row)
