@@ -3,7 +3,7 @@
     python -m benchmarks.mining_quality
 
 The same small random model (dense, one layer) learns from questions of ``jaquad/train``, with negatives from all its
-paragraphs, and is measured on ``jaquad/dev``, which shares no article with it. Everything but the negatives is the same:
+paragraphs, and is measured on ``jaquad/dev``, which shares no article with it. All but the negatives is the same:
 weights at the start, tokenizer, rows, their order, steps.
 """
 

@@ -1,4 +1,4 @@
-"""Attention by matrix products: value and gradients against the formula in float64 and transformers' own eager attention."""
+"""Attention by matrix products: value and gradients, against the formula in float64 and transformers' eager one."""
 
 from __future__ import annotations
 
@@ -91,7 +91,8 @@ def test_dropout_drops_that_share_and_its_gradient_is_of_the_same_weights() -> N
 
 @pytest.mark.parametrize("padded", [0, 3])
 def test_a_transformers_model_gives_what_its_eager_attention_gives(padded: int) -> None:
-    model = xlm_roberta(60, EncoderShape(vocab_size=60, hidden=32, layers=2, heads=4, dropout=0.0), max_length=20, seed=2)
+    shape = EncoderShape(vocab_size=60, hidden=32, layers=2, heads=4, dropout=0.0)
+    model = xlm_roberta(60, shape, max_length=20, seed=2)
     ids, mask = torch.randint(5, 60, (3, 12)), torch.ones(3, 12, dtype=torch.int64)
     if padded:
         mask[1, -padded:], ids[1, -padded:] = 0, 1

@@ -37,9 +37,11 @@ def test_ranks_and_stages_agree(answers: dict[str, Any], setting: str) -> None:
     for one, other in zip(found["steps"], wanted["steps"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
         assert one["metrics"] == pytest.approx(other["metrics"], abs=TOLERANCE)
-        assert one["gradients"].keys() == other["gradients"].keys()
+        assert one["gradients"].keys() >= other["gradients"].keys()
         for name, gradient in one["gradients"].items():
-            assert gradient == pytest.approx(other["gradients"][name], abs=TOLERANCE), name
+            # A head that no term reads has no gradient on one rank, and zeros where ranks add theirs up.
+            wanted_gradient = other["gradients"].get(name, [0.0] * len(gradient))
+            assert gradient == pytest.approx(wanted_gradient, abs=TOLERANCE), name
     for name, weights in found["weights"].items():
         assert weights == pytest.approx(wanted["weights"][name], abs=10 * TOLERANCE), name
 

@@ -14,7 +14,6 @@ from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
 from embed_core.plugins import activate
 from embed_core.testing import check_plugin
-from embed_mrl import plugin
 from embed_mrl.recipe import MRLRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,7 +42,7 @@ def dump(config: RunConfig) -> dict[str, Any]:
 
 
 def test_the_plugin_keeps_its_promises() -> None:
-    check_plugin(plugin)
+    check_plugin("mrl")
 
 
 def test_the_keys_of_other_training_code(tmp_path: Path) -> None:
@@ -135,8 +134,8 @@ def test_sanity_keeps_what_the_user_set() -> None:
 
 
 ERRORS = {
-    "mrl_dims=[64,64]": "mrl_dims [64, 64]: different positive dimensions are needed, for instance [128, 64, 32]; without "
-    "the key they are made by halving",
+    "mrl_dims=[64,64]": "mrl_dims [64, 64]: different positive dimensions are needed, for instance [128, 64, 32]; "
+    "without the key they are made by halving",
     "mrl_dims=[]": "mrl_dims []: different positive",
     "mrl_dims=[64,0]": "mrl_dims [64, 0]: different positive",
     "loss.dims=[-8]": "dims [-8]: different positive",
@@ -146,14 +145,16 @@ ERRORS = {
     "loss.weights=[1]": "weights: 1 of them for 0 dims: give one for each of `dims`",
     "loss={dims: [8, 4], weights: [1, 0]}": "weights [1.0, 0.0]: all must be above 0; leave a dimension out of `dims`",
     "n_dims_per_step=0": "n_dims_per_step 0 trains nothing: use -1 for all dimensions, or 1 and more",
-    "n_dims_per_step=-2": "n_dims_per_step",
+    "loss.n_dims_per_step=0": "n_dims_per_step 0 trains nothing: use -1 for all dimensions, or 1 and more",
+    "n_dims_per_step=-2": "n_dims_per_step: input should be greater than or equal to -1, got -2",
     "loss.inner={kind: matryoshka, inner: {kind: infonce}}": "kind 'matryoshka' inside kind 'matryoshka': give all",
     "checkpoint.inner={kind: matryoshka}": "kind 'matryoshka' inside kind 'matryoshka': one of them is enough",
-    "checkpoint.inner={kind: transformers, every_steps: 3}": "inner.every_steps has no effect: say when to save beside",
-    "checkpoint={dims: [8, 4], truncate_dim: 6}": "truncate_dim 6 is no dimension that is trained: choose one of [8, 4]",
+    "checkpoint.inner={kind: transformers, every_steps: 3}": "every_steps has no effect here: say when to save beside",
+    "checkpoint={dims: [8, 4], truncate_dim: 6}": "truncate_dim 6 is none of dims [8, 4]: choose one of them",
     "evaluation=[{kind: dimensions, ways: [dense]}]": "ways: kind 'dimensions' ranks by dense vectors alone",
-    "evaluation=[{kind: dimensions, precisions: [fp8]}]": "precisions",
-}  # fmt: skip
+    "evaluation=[{kind: dimensions, precisions: [fp8]}]": "input should be 'fp32', 'int8' or 'binary', got 'fp8'",
+    "evaluation=[{kind: dimensions, precisions: []}]": "precisions []: name at least one of fp32, int8, binary",
+}
 
 
 @pytest.mark.parametrize("setting", ERRORS)

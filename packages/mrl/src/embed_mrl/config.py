@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Literal, Self
+from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from embed_core.checkpoints.config import TransformersCheckpointConfig
 from embed_core.config.base import CheckpointConfig, LossConfig
 from embed_core.evaluation.config import RetrievalEvaluatorConfig
-from embed_mrl.dims import checked
+from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -42,27 +42,25 @@ class MatryoshkaConfig(LossConfig):
     def _dims(cls, dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return checked(dims)
 
-    @field_validator("n_dims_per_step")
+    @field_validator("inner")
     @classmethod
-    def _at_least_one(cls, count: int) -> int:
-        if count == 0:
-            raise ValueError("n_dims_per_step 0 trains nothing: use -1 for all dimensions, or 1 and more")
-        return count
-
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if self.weights is not None:
-            count = 0 if self.dims is None else len(self.dims)
-            if len(self.weights) != count:
-                raise ValueError(f"weights: {len(self.weights)} of them for {count} dims: give one for each of `dims`")
-            if min(self.weights) <= 0:
-                raise ValueError(f"weights {list(self.weights)}: all must be above 0; leave a dimension out of `dims`")
-        inner: object = self.inner
+    def _not_nested(cls, config: LossConfig) -> LossConfig:
+        inner: object = config
         while isinstance(inner, LossConfig):
             if isinstance(inner, MatryoshkaConfig):
                 raise ValueError("kind 'matryoshka' inside kind 'matryoshka': give all dimensions to one of them")
             inner = getattr(inner, "inner", None)
-        return self
+        return config
+
+    @field_validator("weights")
+    @classmethod
+    def _weights(cls, weights: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        return checked_weights(weights, info.data.get("dims"))
+
+    @field_validator("n_dims_per_step")
+    @classmethod
+    def _count(cls, count: int) -> int:
+        return checked_count(count)
 
     def build(self, context: BuildContext) -> MatryoshkaLoss:
         """The loss around the inner one. Raises what the inner one raises."""
@@ -80,7 +78,7 @@ class DimensionsEvaluatorConfig(RetrievalEvaluatorConfig):
     kind: Literal["dimensions"] = "dimensions"  # type: ignore[assignment] # another kind, with the same fields
     dims: tuple[int, ...] | None = None
     """Dimensions besides the full one; None = its halves, at most four, from 16."""
-    precisions: tuple[Precision, ...] = Field(default=("fp32", "int8", "binary"), min_length=1)
+    precisions: tuple[Precision, ...] = ("fp32", "int8", "binary")
     """``int8``: documents in 256 steps between the smallest and the largest value of each dimension; queries stay
     fp32. ``binary``: the signs; documents are found by Hamming distance and ordered by the fp32 query."""
     rescore_multiplier: int = Field(default=4, ge=1)
@@ -94,6 +92,8 @@ class DimensionsEvaluatorConfig(RetrievalEvaluatorConfig):
     @field_validator("precisions")
     @classmethod
     def _different(cls, precisions: tuple[Precision, ...]) -> tuple[Precision, ...]:
+        if not precisions:
+            raise ValueError("precisions []: name at least one of fp32, int8, binary")
         return tuple(dict.fromkeys(precisions))
 
     @field_validator("ways")
@@ -128,18 +128,20 @@ class MatryoshkaCheckpointConfig(CheckpointConfig):
     def _dims(cls, dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return checked(dims)
 
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if isinstance(self.inner, MatryoshkaCheckpointConfig):
+    @field_validator("truncate_dim")
+    @classmethod
+    def _truncate_dim(cls, dim: int | None, info: ValidationInfo) -> int | None:
+        return checked_choice(dim, info.data.get("dims"))
+
+    @field_validator("inner")
+    @classmethod
+    def _only_a_layout(cls, inner: CheckpointConfig) -> CheckpointConfig:
+        if isinstance(inner, MatryoshkaCheckpointConfig):
             raise ValueError("kind 'matryoshka' inside kind 'matryoshka': one of them is enough")
-        misplaced = sorted(self.inner.model_fields_set & (CheckpointConfig.model_fields.keys() - {"kind"}))
+        misplaced = sorted(inner.model_fields_set & (CheckpointConfig.model_fields.keys() - {"kind"}))
         if misplaced:
-            raise ValueError(f"inner.{misplaced[0]} has no effect: say when to save beside `inner`, not inside")
-        if self.truncate_dim is not None and self.dims is not None and self.truncate_dim not in self.dims:
-            raise ValueError(
-                f"truncate_dim {self.truncate_dim} is no dimension that is trained: choose one of {list(self.dims)}"
-            )
-        return self
+            raise ValueError(f"{misplaced[0]} has no effect here: say when to save beside `inner`, not inside")
+        return inner
 
     def build(self, context: BuildContext) -> Checkpointer:
         """The exporter around the inner one."""

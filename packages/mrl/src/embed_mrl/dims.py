@@ -44,3 +44,35 @@ def checked(dims: tuple[int, ...] | None, name: str = "dims") -> tuple[int, ...]
             "without the key they are made by halving"
         )
     return dims
+
+
+def checked_weights(
+    weights: tuple[float, ...] | None, dims: tuple[int, ...] | None, prefix: str = ""
+) -> tuple[float, ...] | None:
+    """``weights`` if there is one above 0 for each of ``dims``; ``prefix`` is that of both keys. Raises ValueError."""
+    if weights is None:
+        return None
+    if len(weights) != len(dims or ()):
+        raise ValueError(
+            f"{prefix}weights: {len(weights)} of them for {len(dims or ())} {prefix}dims: give one for each of "
+            f"`{prefix}dims`"
+        )
+    if min(weights) <= 0:
+        raise ValueError(
+            f"{prefix}weights {list(weights)}: all must be above 0; leave a dimension out of `{prefix}dims`"
+        )
+    return weights
+
+
+def checked_choice(dim: int | None, dims: tuple[int, ...] | None, prefix: str = "") -> int | None:
+    """``truncate_dim`` if it is one of ``dims``, where these are given. Raises ValueError."""
+    if dim is not None and dims is not None and dim not in dims:
+        raise ValueError(f"truncate_dim {dim} is none of {prefix}dims {list(dims)}: choose one of them")
+    return dim
+
+
+def checked_count(count: int) -> int:
+    """``n_dims_per_step`` if it trains something. Raises ValueError."""
+    if count == 0:
+        raise ValueError("n_dims_per_step 0 trains nothing: use -1 for all dimensions, or 1 and more")
+    return count

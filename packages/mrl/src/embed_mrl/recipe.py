@@ -4,14 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, ClassVar, Literal, Self
+from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
 from embed_core.scratch import FROM_SCRATCH
-from embed_mrl.dims import checked
+from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
 PYDOCS = "pydocs"
 SANITY_WIDTH = 32
@@ -111,20 +111,27 @@ class MRLRecipe(Recipe):
     def _dims(cls, dims: tuple[int, ...] | None) -> tuple[int, ...] | None:
         return checked(dims, "mrl_dims")
 
-    @model_validator(mode="after")
-    def _fit_together(self) -> Self:
-        if self.fp16 and self.bf16:
+    @field_validator("mrl_weights")
+    @classmethod
+    def _weights(cls, weights: tuple[float, ...] | None, info: ValidationInfo) -> tuple[float, ...] | None:
+        return checked_weights(weights, info.data.get("mrl_dims"), "mrl_")
+
+    @field_validator("n_dims_per_step")
+    @classmethod
+    def _count(cls, count: int) -> int:
+        return checked_count(count)
+
+    @field_validator("truncate_dim")
+    @classmethod
+    def _truncate_dim(cls, dim: int | None, info: ValidationInfo) -> int | None:
+        return checked_choice(dim, info.data.get("mrl_dims"), "mrl_")
+
+    @field_validator("bf16")
+    @classmethod
+    def _one_precision(cls, bf16: bool | None, info: ValidationInfo) -> bool | None:
+        if bf16 and info.data.get("fp16"):
             raise ValueError("fp16 and bf16 are both true: choose one of them")
-        if self.mrl_weights is not None and len(self.mrl_weights) != len(self.mrl_dims or ()):
-            raise ValueError(
-                f"mrl_weights: {len(self.mrl_weights)} of them for {len(self.mrl_dims or ())} mrl_dims: "
-                "give one for each of `mrl_dims`"
-            )
-        if self.truncate_dim is not None and self.mrl_dims is not None and self.truncate_dim not in self.mrl_dims:
-            raise ValueError(
-                f"truncate_dim {self.truncate_dim} is none of mrl_dims {list(self.mrl_dims)}: choose one of them"
-            )
-        return self
+        return bf16
 
     def compile(self, world_size: int) -> dict[str, Any]:
         """See :meth:`embed_core.config.base.Recipe.compile`."""

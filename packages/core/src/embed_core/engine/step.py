@@ -2,7 +2,7 @@
 
 Two strategies give the same gradient. *Direct* keeps the graphs of all chunks until the backward. *Cached* (GradCache,
 Gao et al. 2021, arXiv 2101.06983) encodes without graphs, takes the loss's gradient of the embeddings, and encodes
-again chunk by chunk with that gradient as the upstream: memory of one chunk, for a second forward.
+again chunk by chunk with that gradient as the upstream: memory of one chunk, for a second forward of all but one.
 """
 
 from __future__ import annotations
@@ -158,30 +158,32 @@ class Step:
         return output, padded_tokens
 
     def _cached(self, chunks: Chunks, shared: GlobalBatch, last: bool) -> tuple[LossOutput, int]:
-        with torch.no_grad(), self.engine.module.together():
-            parts, padded_tokens = self._encode(chunks)
+        parts, padded_tokens = self._encode(chunks, graph_of_the_last=True)
         leaves = [map_values(detach(part), lambda value: value.requires_grad_()) for part in parts]
+        graph = [parts.pop()]
         output = self._loss(chunks.in_order(leaves), shared)
         own = [p for p in self._loss_parameters() if p.requires_grad]
         flat = [value for leaf in leaves for value in values(leaf)]
-        gradients = iter(torch.autograd.grad(output.loss, flat, retain_graph=bool(own), allow_unused=True))
+        given = iter(torch.autograd.grad(output.loss, flat, retain_graph=bool(own), allow_unused=True))
+        gradients = [[next(given) for _ in values(leaf)] for leaf in leaves]
+        # The last chunk first: its graph is there. The others are encoded again.
+        order = [len(chunks) - 1, *range(len(chunks) - 1)]
 
-        def again(number: int) -> Tensor:
+        def surrogate(place: int) -> Tensor:
+            number = order[place]
             # The product's gradient is the one that was cached; a kind no loss used takes part with zero, so that
             # under ZeRO-3 every rank runs the same backwards.
-            hold = number < len(chunks) - 1 and self._stage == 0
-            with self.engine.module.together(hold=hold):
-                encoded = values(chunks.forward(self.engine, number))
-            products = [_product(value, next(gradients)) for value in encoded]
+            encoded = graph.pop() if place == 0 else self._again(chunks, number, final=place == len(chunks) - 1)
+            products = [_product(v, g) for v, g in zip(values(encoded), gradients[number], strict=True)]
             # Parameters of the loss: its graph ends at the cached embeddings, so nothing is counted twice. With the
             # first chunk, because ZeRO-3 overwrites the last step's gradients at the first backward only.
-            return torch.stack([*products, output.loss] if number == 0 and own else products).sum()
+            return torch.stack([*products, output.loss] if place == 0 and own else products).sum()
 
         def all_but_the_last_backward() -> Tensor:
             self.engine.set_gradient_accumulation_boundary(False)
-            for number in range(len(chunks) - 1):
-                self.engine.backward(again(number))
-            return again(len(chunks) - 1)
+            for place in range(len(chunks) - 1):
+                self.engine.backward(surrogate(place))
+            return surrogate(len(chunks) - 1)
 
         # Up to here stages 0 and 1 have communicated nothing: the ranks can still go back together.
         final, _ = self._together(all_but_the_last_backward, collective=self._stage >= 2)
@@ -189,11 +191,24 @@ class Step:
         self.engine.backward(final)
         return output, padded_tokens
 
-    def _encode(self, chunks: Chunks) -> tuple[list[Embeddings], int]:
-        """All chunks' embeddings, and how many tokens the hardware of all ranks saw."""
+    def _again(self, chunks: Chunks, number: int, *, final: bool) -> Embeddings:
+        """Chunk ``number`` with its graph; tables keep their sums for the ``final`` one, where nothing is sharded."""
+        with self.engine.module.together(hold=not final and self._stage == 0):
+            return chunks.forward(self.engine, number)
+
+    def _encode(self, chunks: Chunks, *, graph_of_the_last: bool = False) -> tuple[list[Embeddings], int]:
+        """All chunks' embeddings, and how many tokens the hardware of all ranks saw.
+
+        With ``graph_of_the_last`` that chunk alone keeps a graph, which takes what every chunk will take in its turn.
+        """
 
         def encode() -> list[Embeddings]:
-            return [chunks.forward(self.engine, number) for number in range(len(chunks))]
+            if not graph_of_the_last:
+                return [chunks.forward(self.engine, number) for number in range(len(chunks))]
+            last = len(chunks) - 1
+            with torch.no_grad(), self.engine.module.together():
+                parts = [chunks.forward(self.engine, number) for number in range(last)]
+            return [*parts, self._again(chunks, last, final=last == 0)]
 
         padded_tokens = sum(chunks.tokens(number) for number in range(len(chunks)))
         return self._together(encode, padded_tokens, collective=self._stage == 3)

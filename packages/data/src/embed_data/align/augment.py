@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from embed_data.align.endpoint import RefusedError
-from embed_data.align.entities import json_in
+from embed_data.align.entities import json_in, whole_words
 from embed_data.mining.screen import plain
 
 if TYPE_CHECKING:
@@ -51,6 +51,6 @@ def augmented_by_model(
 
 
 def _tells(text: str, answers: Sequence[str]) -> bool:
-    """Whether a text holds an answer, or is one in part; whole words, so that ``2`` does not bar ``2015``."""
-    words = f" {plain(text)} "
-    return any(f" {wanted} " in words or words in f" {wanted} " for wanted in map(plain, answers) if wanted)
+    """Whether a text holds an answer, or is a part of one."""
+    said = plain(text)
+    return any(whole_words(wanted, said) or whole_words(said, wanted) for wanted in map(plain, answers))

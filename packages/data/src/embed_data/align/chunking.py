@@ -63,8 +63,9 @@ def sentences(text: str) -> list[tuple[int, int]]:
     found, start = [], 0
     for end in _END.finditer(text):
         following = text[end.end() : end.end() + 8].lstrip()
-        dot = end[0].startswith(".") and len(end[0]) == 1
-        if dot and (following[:1].islower() or _ABBREVIATED.search(text[max(start, end.start() - 12) : end.start()])):
+        if end[0].strip() and following[:1].islower():  # "Why?" she asked.
+            continue
+        if end[0] == "." and _ABBREVIATED.search(text[max(start, end.start() - 12) : end.start()]):
             continue
         found.append((start, end.end()))
         start = end.end()

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from embed_data.align.endpoint import RefusedError
-from embed_data.mining.tokens import terms
+from embed_data.mining.tokens import has_no_spaces, terms
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -90,6 +90,14 @@ def json_in(text: str) -> Any:
         except ValueError:
             continue
     return None
+
+
+def whole_words(small: str, large: str) -> bool:
+    """Whether one text stands in another as whole words, so that ``2`` is not in ``2015``; where a script writes no
+    blanks, anywhere. Both :func:`~embed_data.mining.screen.plain`."""
+    if has_no_spaces(small):
+        return small in large
+    return bool(small) and re.search(rf"(?<!\w){re.escape(small)}(?!\w)", large) is not None
 
 
 def _capitalised(text: str, spread: Counter[str]) -> list[str]:

@@ -11,6 +11,7 @@ from itertools import combinations
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import ConfigError
+from embed_data.align.entities import whole_words
 from embed_data.mining.screen import plain
 
 if TYPE_CHECKING:
@@ -76,14 +77,14 @@ def _together(entities: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _same(name: str, answer: str) -> bool:
-    """Whether one is the other, or a part of it that is more than a letter or two."""
+    """Whether one is the other, or a part of it that is more than a letter."""
     small, large = sorted((name, answer), key=len)
-    return small == large or (len(small) > 2 and f" {small} " in f" {large} ")
+    return small == large or (len(small) > 1 and whole_words(small, large))
 
 
 def _networkx() -> Any:
     try:
-        import networkx
+        import networkx  # type: ignore[import-untyped, unused-ignore]
     except ImportError:
         raise ConfigError(
             "stages 2 and 3 need networkx and scipy, which are not installed: pip install 'embed-data[align]'"

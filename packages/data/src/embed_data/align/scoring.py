@@ -28,18 +28,18 @@ class Slice(NamedTuple):
     last: int
 
 
-def blocks(corpus: ChunkedCorpus, pairs: int = PAIRS) -> list[list[Slice]]:
-    """All pairs in blocks of about ``pairs``: by the data alone, so that any run cuts them alike."""
+def blocks(corpus: ChunkedCorpus) -> list[list[Slice]]:
+    """All pairs in blocks of about :data:`PAIRS`: by the data alone, so that any run cuts them alike."""
     found: list[list[Slice]] = [[]]
     size = 0
     for document, chunks in enumerate(corpus.chunk_counts):
         asked, first = len(corpus.questions_of[document]), 0
         while asked and first < chunks:
-            last = min(chunks, first + max(1, (pairs - size) // asked))
+            last = min(chunks, first + max(1, (PAIRS - size) // asked))
             found[-1].append(Slice(document, first, last))
             size += (last - first) * asked
             first = last
-            if size >= pairs:
+            if size >= PAIRS:
                 found.append([])
                 size = 0
     return [block for block in found if block]
