@@ -63,7 +63,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
         for dim in resolved(self._dims, vectors.query_QD.shape[1], f"evaluation {self.name!r}: dims"):
             cut = vectors.cut(dim)
             for precision in self._precisions:
-                tops[f"dense@{dim}/{precision}"] = self._search(cut, precision, encoder).cpu()
+                tops[f"dense@{dim}/{precision}"] = self._top(cut, precision, encoder).cpu()
         everyone = encoder.gather(tops)
         # One rank computes and all take its figures, as the core's evaluator does.
         metrics: Mapping[str, float] = encoder.gather(self._metrics(everyone) if encoder.rank == 0 else None)[0]
@@ -80,10 +80,10 @@ class DimensionsEvaluator(RetrievalEvaluator):
         position_N = torch.tensor(positions, dtype=torch.int64, device=query_QD.device)
         return Vectors(query_QD, torch.cat(documents), position_N)
 
-    def _search(self, vectors: Vectors, precision: str, encoder: Encoder) -> Tensor:
+    def _top(self, vectors: Vectors, precision: str, encoder: Encoder) -> Tensor:
         """Keys ``[Q, K]`` of this rank's documents."""
         if precision == "binary":
-            return self._search_binary(vectors, encoder)
+            return self._top_binary(vectors, encoder)
         document_Nd = vectors.document_ND
         if precision == "int8":
             document_Nd = quantise.int8_values(document_Nd, _ranges(vectors, encoder))
@@ -92,7 +92,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
             top.add(start, query_qd @ document_Nd[rows].T, vectors.position_N[rows])
         return top.keys_QK
 
-    def _search_binary(self, vectors: Vectors, encoder: Encoder) -> Tensor:
+    def _top_binary(self, vectors: Vectors, encoder: Encoder) -> Tensor:
         """The nearest by Hamming distance among the documents of all ranks, ordered by the fp32 query."""
         query_Qd, document_Nd = quantise.bits(vectors.query_QD), quantise.bits(vectors.document_ND)
         near = TopK(query_Qd.shape[0], self._candidates, query_Qd.device)
