@@ -174,7 +174,9 @@ def test_mined_negatives_are_nearer_than_random_ones(aligned: Path, tmp_path: Pa
 
 def test_forward_scores_keep_false_negatives_out(aligned: Path, tmp_path: Path) -> None:
     run(CurriculumRequest(aligned, tmp_path / "out", 1, forward_margin=3.5))
-    assert read(tmp_path / "out" / "stage1.jsonl")[0]["neg_id"] == ["d0#4"]  # 4 nats below; #5 failed, #3 is too near
+    assert read(tmp_path / "out" / "stage1.jsonl")[0]["neg_id"] == [
+        "d0#4"
+    ]  # 4 nats below; the fifth failed, the third is too near
 
 
 def test_interrupted_and_resumed_is_uninterrupted(

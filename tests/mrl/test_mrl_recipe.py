@@ -103,6 +103,14 @@ def test_every_key_arrives() -> None:
     assert dump(resolve("bf16=false"))["engine"]["precision"] == "fp32"
 
 
+def test_what_a_run_writes_down_is_the_same_run() -> None:
+    """``config.yaml`` has every default written out, those of the inner parts too."""
+    _, registry = activate(["mrl"])
+    config = resolve("mrl_dims=[64,16]", "truncate_dim=16", "save_steps=3")
+    again = load.resolve(registry, load.Request(None, document.Document(data=dump(config))))
+    assert dump(again) == dump(config)
+
+
 def test_what_is_evaluated() -> None:
     assert [one["path"] for one in dump(resolve("eval_data=[a,b]"))["evaluation"]] == ["a", "b"]
     assert dump(resolve("eval_data=[a]", "train_data=x.jsonl"))["data"]["held_out_rows"] == 0

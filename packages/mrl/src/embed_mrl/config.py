@@ -138,9 +138,10 @@ class MatryoshkaCheckpointConfig(CheckpointConfig):
     def _only_a_layout(cls, inner: CheckpointConfig) -> CheckpointConfig:
         if isinstance(inner, MatryoshkaCheckpointConfig):
             raise ValueError("kind 'matryoshka' inside kind 'matryoshka': one of them is enough")
-        misplaced = sorted(inner.model_fields_set & (CheckpointConfig.model_fields.keys() - {"kind"}))
-        if misplaced:
-            raise ValueError(f"{misplaced[0]} has no effect here: say when to save beside `inner`, not inside")
+        for name, field in CheckpointConfig.model_fields.items():
+            # A resolved config has every default written out: only another value was meant by somebody.
+            if name != "kind" and getattr(inner, name) != field.default:
+                raise ValueError(f"{name} has no effect here: say when to save beside `inner`, not inside")
         return inner
 
     def build(self, context: BuildContext) -> Checkpointer:
