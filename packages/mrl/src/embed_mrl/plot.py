@@ -33,6 +33,8 @@ def _panel(axes: Any, evaluator: str, points: list[Point]) -> None:
         for point, value in zip(curve, values, strict=True):
             axes.annotate(str(point.dim), (point.size, value), textcoords="offset points", xytext=(0, 6), ha="center")
     axes.set_xscale("log", base=2)
+    axes.xaxis.set_major_formatter(lambda size, place: f"{size:,g}")
+    axes.margins(y=0.1)
     axes.set(title=evaluator, xlabel="bytes per vector (labels: dimensions)", ylabel=measure)
     axes.grid(alpha=0.3)
     axes.legend()
