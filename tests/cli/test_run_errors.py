@@ -48,8 +48,14 @@ def test_no_plugin(fails: Fails) -> None:
     assert "which plugin? Add --plugin NAME (installed: " in fails()
 
 
-def test_plugin_without_a_recipe(fails: Fails) -> None:
-    assert fails("--plugin", "data") == "plugin 'data' has no default recipe: give --config FILE"
+def test_plugin_without_a_recipe(fails: Fails, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    info = tmp_path / "site" / "embed_bare-1.0.dist-info"
+    info.mkdir(parents=True)
+    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: embed-bare\nVersion: 1.0\n")
+    (info / "entry_points.txt").write_text("[embed]\nbare = plugin_without_a_recipe\n")
+    (info.parent / "plugin_without_a_recipe.py").write_text("")
+    monkeypatch.syspath_prepend(str(info.parent))
+    assert fails("--plugin", "bare") == "plugin 'bare' has no default recipe: give --config FILE"
 
 
 def test_missing_data_file(fails: Fails, tmp_path: Path) -> None:
@@ -96,7 +102,7 @@ def test_unknown_nested_key(fails: Fails) -> None:
 def test_wrong_value_of_a_choice(fails: Fails) -> None:
     message = fails(*hello("engine.precision=bf61"))
     assert "--set engine.precision: engine.precision" in message
-    assert "'fp32', 'bf16' or 'fp16'" in message
+    assert "'fp32', 'bf16', 'bf16-weights' or 'fp16'" in message
     assert "'bf61'" in message
 
 
