@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 
@@ -24,3 +24,5 @@ class RunCard:
     steps: int
     versions: Mapping[str, str]
     """Of embed, torch, transformers, deepspeed."""
+    loss_state: Mapping[str, Any] = field(default_factory=dict)
+    """Trained parameters of the loss by name (fp32 CPU tensors): a logit scale belongs into a CLIP checkpoint."""

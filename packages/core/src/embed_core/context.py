@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from embed_core.protocols import Announce, Dataset
+from embed_core.protocols import Announce, Dataset, Encoder, Model
 
 if TYPE_CHECKING:
     from embed_core.registry import Registry
@@ -39,6 +39,17 @@ class BuildContext:
     dataset_factory: Callable[[], Dataset] | None = None
     barrier: Callable[[], None] = lambda: None
     """Waits for all ranks."""
+    model: Model | None = None
+    """The run's model, once it is built: a loss may start from what is in it. Its weights are not to be changed."""
+    encoder: Encoder | None = None
+    """In a phase but the first: the model as the phases before left it. A dataset may mine with it while it is built;
+    all ranks have to call it alike."""
+    phase: str = ""
+    """Name of the phase that is being built; empty in a run without phases."""
+    phase_dir: Path | None = None
+    """A folder of this phase, in a run with phases: what a component computes once (rows mined with ``encoder``) it
+    keeps here and finds here after a resume, where ``encoder`` has moved on. Shared by the ranks, emptied by a new run;
+    ``None`` outside a run."""
     _dataset: Dataset | None = None
 
     def dataset(self) -> Dataset:

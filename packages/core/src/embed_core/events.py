@@ -15,6 +15,7 @@ class StepEvent:
     step: int
     """Optimizer steps done, this one included."""
     total_steps: int
+    """Of the run; in a run with phases, up to the end of the present one."""
     epoch: float
     loss: float
     metrics: Mapping[str, float]
@@ -30,6 +31,8 @@ class StepEvent:
     """Real (non-padding) tokens encoded, all ranks, identical texts counted once."""
     padded_tokens: int
     """Tokens the hardware saw, padding included, all ranks."""
+    phase: str = ""
+    """Name of the run's phase; empty in a run without phases."""
     evaluation: Mapping[str, float] | None = None
     """Metrics ``evaluator/way/measure`` where this event reports an evaluation."""
     flops: float | None = None

@@ -131,6 +131,16 @@ class Dataset(Protocol):
         ...
 
 
+@runtime_checkable
+class CompletesExamples(Protocol):
+    """What a Dataset may have besides: one that adds to drawn rows what is cheaper for many rows than for one."""
+
+    def complete(self, examples: Sequence[Example]) -> list[Example]:
+        """This rank's rows of one batch, in their order, completed (a teacher's vectors). Called from a background
+        thread, once per batch; a function of the examples alone."""
+        ...
+
+
 class Encoder(Protocol):
     """What an evaluator gets instead of the model: encodes on all ranks, no gradient, and knows the ways to score."""
 

@@ -5,6 +5,7 @@ Shape suffixes, used in every tensor name of this code base:
     N  texts of any one set                        D  width of the dense vector
     T  tokens of a set of texts, one after another C  width of a multi-vector (ColBERT) token vector
     K  flat length of some ragged list             N1, B1  N+1 or B+1 offsets into a flat list
+    W  width of a teacher's vector
 """
 
 from __future__ import annotations
@@ -14,6 +15,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, NamedTuple
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
     from torch import Tensor
 
 Role = Literal["query", "passage"]
@@ -45,6 +48,10 @@ class Example:
     """Name of the dataset the row came from."""
     place: str = ""
     """``file:line``, for messages."""
+    query_vector: NDArray[np.float32] | None = None
+    """The teacher's vector of the query, [W] (W is the teacher's width); rows of one batch have it all or none."""
+    passage_vectors: NDArray[np.float32] | None = None
+    """The teacher's vectors of the passages, [len(passages), W]; set where ``query_vector`` is."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -104,6 +111,13 @@ class Batch(NamedTuple):
     """P texts, group after group, the positive first in each."""
 
 
+class TeacherVectors(NamedTuple):
+    """What a teacher says of a global batch: constants, fp32, of the teacher's own width W."""
+
+    query_BW: Tensor
+    passage_PW: Tensor
+
+
 class Targets(NamedTuple):
     """What a loss knows about a global batch besides its embeddings. All tensors are on the embeddings' device."""
 
@@ -125,6 +139,8 @@ class Targets(NamedTuple):
     """float32 teacher scores, NaN where a row has none; ``None`` where no row has any."""
     step: int
     """Optimizer steps done before this one; survives a resume."""
+    teacher: TeacherVectors | None = None
+    """The teacher's vectors of the batch's texts, where the dataset has them."""
     own_rows: tuple[int, int] | None = None
     """(start, stop) of the rows this rank computes; set for a loss that declares ``shares_rows``, else ``None``."""
 

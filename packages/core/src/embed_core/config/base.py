@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar, Self
 
@@ -84,6 +84,10 @@ class SamplerConfig(Component):
     slot: ClassVar[str] = "sampler"
     batch_size: int = Field(default=64, gt=0)
     """Rows of one GLOBAL batch, over all ranks: the rows that are each other's in-batch negatives."""
+
+    def phases(self) -> Sequence[Mapping[str, Any]]:
+        """The phases this sampler brings to a run that names none: mappings as in ``RunConfig.phases``."""
+        return ()
 
     @abstractmethod
     def build(self, context: BuildContext, dataset: Dataset) -> Sampler:

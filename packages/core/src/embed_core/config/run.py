@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 
 from embed_core.config.base import (
     CheckpointConfig,
@@ -111,6 +111,18 @@ class TrackingConfig(Section):
     log_every_steps: int = Field(default=1, gt=0)
 
 
+class PhaseConfig(Section):
+    """A part of a run with data, batches, a loss or a pace of its own. It starts from the weights that the phase before
+    left, with a new optimizer and a new schedule. What it leaves out is the run's."""
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
+    """Names it in the display, and its folder below ``phases/`` in the output directory."""
+    data: DatasetConfig | None = None
+    sampler: SamplerConfig | None = None
+    loss: LossConfig | None = None
+    train: TrainConfig | None = None
+
+
 class RunConfig(Section):
     """One run."""
 
@@ -128,13 +140,35 @@ class RunConfig(Section):
     checkpoint: CheckpointConfig
     evaluation: tuple[EvaluatorConfig, ...] = ()
     train: TrainConfig = TrainConfig()
+    phases: tuple[PhaseConfig, ...] = ()
+    """Parts of the run, one after another; none = the run is of one piece. ``data`` is what is evaluated on, and what
+    a from-scratch tokenizer learns from, in every phase."""
     engine: EngineConfig = EngineConfig()
     tracking: TrackingConfig = TrackingConfig()
 
+    @model_validator(mode="wrap")
+    @classmethod
+    def _phases_of_the_sampler(
+        cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
+    ) -> Self:
+        run = handler(value)
+        given = () if run.phases else run.sampler.phases()
+        phases = tuple(PhaseConfig.model_validate(phase, context=info.context) for phase in given)
+        return run.model_copy(update={"phases": phases}) if phases else run
+
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:
-        names = [getattr(e, "name", e.kind) for e in self.evaluation]
-        twice = {n for n in names if names.count(n) > 1}
-        if twice:
-            raise ValueError(f"evaluators must have different names; {sorted(twice)} occurs twice")
+        evaluators = [getattr(e, "name", e.kind) for e in self.evaluation]
+        for what, names in (("evaluators", evaluators), ("phases", [phase.name for phase in self.phases])):
+            twice = {n for n in names if names.count(n) > 1}
+            if twice:
+                raise ValueError(f"{what} must have different names; {sorted(twice)} occurs twice")
         return self
+
+    def in_phase(self, number: int) -> RunConfig:
+        """The run as its ``number``-th phase, from 0, has it; a run without phases is its own and only one."""
+        if not self.phases:
+            return self
+        phase = self.phases[number]
+        own = {key: getattr(phase, key) for key in ("data", "sampler", "loss", "train")}
+        return self.model_copy(update={"phases": (), **{k: v for k, v in own.items() if v is not None}})

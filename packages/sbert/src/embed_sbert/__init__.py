@@ -1,0 +1,3 @@
+"""Sentence-transformers models and losses for embed."""
+
+__version__ = "0.1.0"
