@@ -99,6 +99,13 @@ class DatasetConfig(Component):
 
     slot: ClassVar[str] = "dataset"
 
+    def waits(self) -> bool:
+        """Whether the rows are made with the model as the phases before left it (``context.encoder``): the others of
+        a run are built before it starts, so that a missing file shows at once."""
+        parts = (getattr(self, name) for name in type(self).model_fields)
+        flat = [one for part in parts for one in (part if isinstance(part, (list, tuple)) else (part,))]
+        return any(isinstance(one, DatasetConfig) and one.waits() for one in flat)
+
     @abstractmethod
     def build(self, context: BuildContext) -> Dataset:
         """The dataset, read on every rank; work that is cached is done by rank 0 first (``context.first``)."""

@@ -47,7 +47,9 @@ def resolve(registry: Registry, request: Request) -> RunConfig:
     compiled, sanity = _compile(request, registry, layers, recipe_fields)
     run: Any = _lay_over_run(compiled, _only(request.document.data, recipe_fields, inside=False))
     if request.sanity:
-        run = _lay_over_run(run, {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}})
+        small = {"sampler": {"batch_size": max(8, request.world_size)}}
+        run = _lay_over_run(run, {**SANITY, **small})
+        run |= {"phases": [lay_over(p, small) if p.get("sampler") else p for p in run.get("phases", ())]}
     run = _lay_over_run(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
     if request.sanity:
         run = _lay_over_run(run, sanity)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any, Literal, Self
+from typing import Annotated, Any, Literal, Self, TypeVar
 
 from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
 
@@ -16,6 +16,8 @@ from embed_core.config.base import (
     SamplerConfig,
     Section,
 )
+
+SectionT = TypeVar("SectionT", bound=Section)
 
 
 class OptimizerConfig(Section):
@@ -43,7 +45,7 @@ class TrainConfig(Section):
     epochs: float = Field(default=1.0, gt=0)
     """Passes over the data; ignored where ``max_steps`` is set."""
     max_steps: int | None = Field(default=None, gt=0)
-    """Optimizer steps of the whole run."""
+    """Optimizer steps of the whole run, in a run with phases of each."""
     gradient_accumulation_steps: int = Field(default=1, gt=0)
     """Global batches per optimizer step. Each has its own in-batch negatives."""
     non_finite: Literal["stop", "skip"] = "stop"
@@ -113,7 +115,8 @@ class TrackingConfig(Section):
 
 class PhaseConfig(Section):
     """A part of a run with data, batches, a loss or a pace of its own. It starts from the weights that the phase before
-    left, with a new optimizer and a new schedule. What it leaves out is the run's."""
+    left, with a new optimizer and a new schedule. What it leaves out is the run's, key by key in ``train``; a
+    ``max_steps`` of the run limits each phase."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names it in the display, and its folder below ``phases/`` in the output directory."""
@@ -148,9 +151,7 @@ class RunConfig(Section):
 
     @model_validator(mode="wrap")
     @classmethod
-    def _phases_of_the_sampler(
-        cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo
-    ) -> Self:
+    def _phases_of_the_sampler(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         run = handler(value)
         given = () if run.phases else run.sampler.phases()
         phases = tuple(PhaseConfig.model_validate(phase, context=info.context) for phase in given)
@@ -170,5 +171,17 @@ class RunConfig(Section):
         if not self.phases:
             return self
         phase = self.phases[number]
-        own = {key: getattr(phase, key) for key in ("data", "sampler", "loss", "train")}
-        return self.model_copy(update={"phases": (), **{k: v for k, v in own.items() if v is not None}})
+        own = {key: value for key in ("data", "sampler", "loss") if (value := getattr(phase, key)) is not None}
+        train = self.train if phase.train is None else _merged(self.train, phase.train)
+        steps = [one.max_steps for one in (self.train, train) if one.max_steps is not None]
+        train = train.model_copy(update={"max_steps": min(steps, default=None)})
+        return self.model_copy(update={"phases": (), "train": train, **own})
+
+
+def _merged(below: SectionT, above: SectionT) -> SectionT:
+    """``below`` with what was written in ``above``."""
+    written: dict[str, Any] = {}
+    for key in above.model_fields_set:
+        value = getattr(above, key)
+        written[key] = _merged(getattr(below, key), value) if isinstance(value, Section) else value
+    return below.model_copy(update=written)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from embed_core.config.run import RunConfig
 from embed_core.engine.host_batch import HostBatch, draw, prepare, share
 from embed_core.errors import ConfigError
-from embed_core.protocols import Dataset, Sampler
+from embed_core.protocols import CompletesExamples, Dataset, Sampler
 from embed_core.tokens.cached import Tokenizes
 from embed_core.types import Example
 
@@ -33,7 +33,8 @@ class Batches:
 
     def examples(self, number: int, rank: int = 0, world_size: int = 1) -> list[Example]:
         """What the loop draws for that share: a function of (seed, number, row)."""
-        return draw(self.dataset, self.rows(number, rank, world_size), self.config.seed, number)
+        drawn = draw(self.dataset, self.rows(number, rank, world_size), self.config.seed, number)
+        return self.dataset.complete(drawn) if isinstance(self.dataset, CompletesExamples) else drawn
 
     def host(
         self, model: Tokenizes, number: int, rank: int = 0, world_size: int = 1, *, deduplicate: bool | None = None

@@ -22,7 +22,8 @@ from torch import Tensor
 from embed_core.embeddings import offsets_of
 from embed_core.engine.host_batch import HostBatch
 from embed_core.engine.ranks import Ranks
-from embed_core.types import Embeddings, LossOutput, MultiVectors, SparseVectors, Targets
+from embed_core.errors import DataError
+from embed_core.types import Embeddings, LossOutput, MultiVectors, SparseVectors, Targets, TeacherVectors
 
 
 class _GatherRows(torch.autograd.Function):
@@ -159,6 +160,8 @@ class GlobalBatch:
         self.query_index_B = _tensor(queries, ranks)
         self.passage_index_P = _tensor(passages, ranks)
         scores_P = tensor["scores"].to(torch.int32).view(torch.float32)
+        shares = [len(part) for part in columns["row_ids"]]
+        passages_of = [len(part) for part in columns["passage_index"]]
         self.targets = Targets(
             groups_B1=offsets_of(tensor["group_sizes"]),
             row_ids_B=tensor["row_ids"],
@@ -169,8 +172,8 @@ class GlobalBatch:
             positive_offsets_B1=offsets_of(tensor["positive_counts"]),
             scores_P=None if bool(scores_P.isnan().all()) else scores_P,
             step=step,
+            teacher=_teacher(host, columns["width"], shares, passages_of, ranks),
         )
-        shares = [len(part) for part in columns["row_ids"]]
         self.rows = sum(shares)
         self.own_rows = (sum(shares[: ranks.rank]), sum(shares[: ranks.rank + 1]))
         self.tokens = int(sum(columns["tokens"]))
@@ -178,6 +181,22 @@ class GlobalBatch:
         """Distinct texts of each rank."""
         self.notes: list[list[int]] = columns["notes"]
         """Each rank's notes, in rank order."""
+
+
+def _teacher(
+    host: HostBatch, widths: Sequence[int], rows: Sequence[int], passages: Sequence[int], ranks: Ranks
+) -> TeacherVectors | None:
+    """The teacher's vectors of all ranks' texts. Raises DataError, on every rank, where they are not of one width."""
+    if len(set(widths)) > 1:
+        raise DataError(
+            f"the ranks' rows have teacher vectors of widths {sorted(set(widths))} (0: none): every row of a batch "
+            "needs those of the same teacher"
+        )
+    if host.teacher is None:
+        return None
+    own = torch.from_numpy(host.teacher).to(ranks.device)
+    cut = host.rows
+    return TeacherVectors(gather_rows(own[:cut], ranks, rows), gather_rows(own[cut:], ranks, passages))
 
 
 _COLUMNS = (
@@ -191,15 +210,16 @@ _COLUMNS = (
     "positives",
     "positive_counts",
 )
-_NOT_TENSORS = ("query_index", "passage_index", "texts", "tokens", "notes")
+_NOT_TENSORS = ("query_index", "passage_index", "texts", "tokens", "width", "notes")
 
 
 def _gather_columns(host: HostBatch, ranks: Ranks, notes: Sequence[int]) -> dict[str, list[Any]]:
     """Every rank's columns, by name, in rank order; one collective for the lengths and one for all the numbers."""
     columns = [getattr(host, name) for name in _COLUMNS]
     columns.append(host.scores.view(np.int32).astype(np.int64))
-    counts_all = gather_numbers([len(host.encoded), host.tokens, *notes, *(len(c) for c in columns)], ranks)
-    lengths_all = [c[2 + len(notes) :] for c in counts_all]
+    facts = [len(host.encoded), host.tokens, 0 if host.teacher is None else host.teacher.shape[1]]
+    counts_all = gather_numbers([*facts, *notes, *(len(c) for c in columns)], ranks)
+    lengths_all = [c[3 + len(notes) :] for c in counts_all]
     flat = torch.from_numpy(np.concatenate(columns)).to(ranks.device)
     flat_all = gather_rows(flat, ranks, [sum(lengths) for lengths in lengths_all]).cpu().numpy()
     parts = np.split(flat_all, np.cumsum([n for lengths in lengths_all for n in lengths])[:-1])
@@ -207,7 +227,8 @@ def _gather_columns(host: HostBatch, ranks: Ranks, notes: Sequence[int]) -> dict
     gathered: dict[str, list[Any]] = {name: parts[i :: len(names)] for i, name in enumerate(names)}
     gathered["texts"] = [c[0] for c in counts_all]
     gathered["tokens"] = [c[1] for c in counts_all]
-    gathered["notes"] = [c[2 : 2 + len(notes)] for c in counts_all]
+    gathered["width"] = [c[2] for c in counts_all]
+    gathered["notes"] = [c[3 : 3 + len(notes)] for c in counts_all]
     return gathered
 
 

@@ -15,6 +15,7 @@ from embed_core.tokens.cached import Tokenizes
 from embed_core.types import Encoded, Example, Item, Role
 
 Ints = NDArray[np.int64]
+Floats = NDArray[np.float32]
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,8 @@ class HostBatch:
     positive_counts: Ints
     scores: NDArray[np.float32]
     """Per passage; NaN where the row has no teacher scores."""
+    teacher: Floats | None = None
+    """The teacher's vectors of the rows' queries and then of the passages, [rows + passages, W]."""
 
     @property
     def rows(self) -> int:
@@ -92,7 +95,30 @@ def prepare(model: Tokenizes, examples: Sequence[Example], *, deduplicate: bool 
         positives=_ints(i for e in examples for i in _known_positives(e)),
         positive_counts=_ints(len(_known_positives(e)) for e in examples),
         scores=np.fromiter((s for e in examples for s in e.scores or (np.nan,) * len(e.passages)), dtype=np.float32),
+        teacher=_teacher(examples),
     )
+
+
+def _teacher(examples: Sequence[Example]) -> Floats | None:
+    """The teacher's vectors of all texts, the queries first. Raises DataError where rows do not have them alike."""
+    given = [e for e in examples if e.query_vector is not None]
+    if not given:
+        return None
+    first = given[0].query_vector
+    assert first is not None
+    width = len(first)
+    for e in examples:
+        query, passages = e.query_vector, e.passage_vectors
+        have = None if query is None or passages is None else (*query.shape, *passages.shape)
+        if have != (width, len(e.passages), width):
+            found = "no teacher vectors" if have is None else f"teacher vectors of the shapes {have[:1]} and {have[1:]}"
+            raise DataError(
+                f"{e.place}: row {e.row} has {found}, its batch has one of width {width} per query and passage: every "
+                "row needs them, of the same teacher"
+            )
+    of_queries = np.stack([e.query_vector for e in examples if e.query_vector is not None])
+    of_passages = [e.passage_vectors for e in examples if e.passage_vectors is not None]
+    return np.concatenate([of_queries, *of_passages]).astype(np.float32, copy=False)
 
 
 @dataclass

@@ -13,20 +13,26 @@ from embed_core.errors import CheckpointError
 STATUS = "run.json"
 CHECKPOINTS = "checkpoints"
 EXPORT = "model"
+PHASES = "phases"
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlruns")
-OURS = (STATUS, CHECKPOINTS, EXPORT, "config.yaml", "metrics.jsonl", *TRACKERS)
+OURS = (STATUS, CHECKPOINTS, EXPORT, PHASES, "config.yaml", "metrics.jsonl", *TRACKERS)
 LEFT_OVER = (f".{EXPORT}.tmp", f".{EXPORT}.old", f".{STATUS}.tmp", ".config.yaml.tmp", "metrics.jsonl.tmp")
 """What a kill may leave behind of things not yet renamed into place."""
 
 
 class OutputDir:
-    """``config.yaml``, ``metrics.jsonl``, ``run.json``, ``checkpoints/step-N/``, ``model/``, the trackers' folders."""
+    """``config.yaml``, ``metrics.jsonl``, ``run.json``, ``checkpoints/step-N/``, ``phases/NAME/``, ``model/``, the
+    trackers' folders."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.export = path / EXPORT
         self.metrics = path / "metrics.jsonl"
+
+    def phase(self, name: str) -> Path:
+        """The folder of a phase: its model (``model``), and what its components keep."""
+        return self.path / PHASES / name
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
         """Whether this run may write here. Changes nothing. Raises CheckpointError with what to do instead."""

@@ -32,6 +32,10 @@ class TrainState:
     skipped: int = 0
     """Steps whose loss or gradient was not finite."""
     skipped_in_a_row: int = 0
+    phase: int = 0
+    """Which of the run's phases, from 0."""
+    phase_start: int = 0
+    """Steps done when the phase began."""
     world_size: int = 1
     zero_stage: int = 0
     identity: dict[str, Any] = field(default_factory=dict)

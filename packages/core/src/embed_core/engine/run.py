@@ -13,20 +13,21 @@ from typing import Any, TypeVar
 
 import pluggy
 import yaml
+from torch import Tensor, nn
 
 from embed_core.card import RunCard
 from embed_core.config.load import default_output_dir, plain
 from embed_core.config.run import RunConfig
-from embed_core.context import BuildContext
 from embed_core.engine import choose, sharding
 from embed_core.engine.building import build_context, seed_everything
-from embed_core.engine.outputs import OutputDir, replace_directory, write_text
+from embed_core.engine.outputs import EXPORT, OutputDir, replace_directory, write_text
+from embed_core.engine.phases import Phases, Weights, load, release
 from embed_core.engine.ranks import RankLostError, Ranks, is_lost_rank, join
 from embed_core.engine.resume import CheckpointStore, TrainState, check_same_run
 from embed_core.engine.trainer import Components, Pace, Trainer
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
 from embed_core.events import RunEvent
-from embed_core.protocols import Announce, Checkpointer, Dataset, ExportsOtherwise, Model
+from embed_core.protocols import Announce, Checkpointer, Dataset, Evaluator, ExportsOtherwise, Model
 from embed_core.registry import Registry
 
 T = TypeVar("T")
@@ -111,56 +112,106 @@ class _Session:
         self.store = CheckpointStore(self.outputs.checkpoints, config.checkpoint.keep_last, ranks)
         self.state = TrainState()
         self._started = False
+        """Whether the output directory is this run's, on rank 0."""
+        self._started_here = False
+        """The same, on every rank."""
         self._observers: list[Any] = []
 
     def run(self) -> RunResult:
         self._on_rank_0(lambda: self.outputs.check(resume=self.options.resume, overwrite=self.options.overwrite))
         self._check_trackers()
+        saved = self._newest_state() if self.options.resume else None
+        first = saved.phase if saved is not None else 0
         context = build_context(self.config, self.registry, self.ranks, self.announce, self.options.dataset)
-        parts = self._build(context)
+        self.phases = Phases(self.config, context, self.outputs)
+        self.phases.check(self.ranks.world_size)
+        # Data first: a missing file shows before a large model has loaded, and a from-scratch one needs it.
+        seed_everything(self.config.seed)
+        held_out = context.dataset()
+        evaluators = tuple(e.build(context, held_out) for e in self.config.evaluation)
+        self.phases.build_ahead(first)
+        self.models = Weights(self.config, self.options.model, len(self.phases))
         checkpointer = self.config.checkpoint.build(context)
-        self.state = self._state(parts)
-        pace = Pace.of(self.config, parts.sampler)
-        resumed = self._resumed_state(pace) if self.options.resume else None
+        weights: Mapping[str, Tensor] | None = None
+        last = len(self.phases) - 1
+        for number in range(first, last):
+            trainer = self._train(number, self._build(number, evaluators, weights), saved)
+            weights = self._pass_on(number, trainer, checkpointer)
+            saved = None
+            del trainer  # and with it the engine's memory, before there is another
+        trainer = self._train(last, self._build(last, evaluators, weights), saved)
+        export = self._export(trainer, checkpointer, self.outputs.export)
+        self._on_rank_0(lambda: self._write_status("finished"))
+        return RunResult(self.outputs.path, export, self.state.step, self.state.evaluations, trainer.parts.model)
+
+    def _build(
+        self, number: int, evaluators: tuple[Evaluator, ...], weights: Mapping[str, Tensor] | None
+    ) -> Components:
+        """The parts of a phase, with the ``weights`` that the one before left."""
+        dataset, sampler = self.phases.data(number)
+        context = self.phases.context_of(number)
+        model = self.models.build(context, number)
+        module: Any = model
+        if weights is not None:
+            load(module, weights, self.ranks)
+        loss = self.phases.configs[number].loss.build(replace(context, model=model))
+        return Components(model, dataset, sampler, loss, evaluators)
+
+    def _train(self, number: int, parts: Components, saved: TrainState | None) -> Trainer:
+        """One phase, all of it or what is left of it after ``saved``."""
+        config = self.phases.configs[number]
+        self.state = self._state(config, parts, number)
+        if self.options.resume and not self._started_here:
+            self._check_resumed(saved, number, Pace.of(config, parts.sampler))
         module = sharding.Trainable(parts.model, parts.loss)
-        engine = sharding.initialize(module, self.config.engine, self.config.train, self.ranks, self.announce)
-        if resumed is not None:
-            self.store.load(engine, resumed.step)
+        engine = sharding.initialize(module, config.engine, config.train, self.ranks, self.announce)
+        if saved is not None:
+            self.store.load(engine, saved.step)
             # What is saved from here on is by these ranks.
-            self.state = replace(resumed, world_size=self.state.world_size, zero_stage=self.state.zero_stage)
-        self._start(resumed)
-        trainer = Trainer(self.config, parts, engine, self.ranks, self.state, self.store, self._notify, self.announce)
+            self.state = replace(saved, world_size=self.state.world_size, zero_stage=self.state.zero_stage)
+        if not self._started_here:
+            self._start(saved)
+        total = self.phases.total_steps(self.state.phase_start, number)
+        name = self.phases.names[number]
+        trainer = Trainer(
+            config, parts, engine, self.ranks, self.state, self.store, self._notify, self.announce, name, total
+        )
+        if name:
+            self.announce(f"phase {number + 1} of {len(self.phases)}, {name}: {trainer.pace.total_steps:,} steps")
         engine.train()
         trainer.train()
         self._restore_best(trainer)
         self._on_rank_0(lambda: self.store.note(self.state))
-        export = self._export(engine, parts, checkpointer)
-        self._on_rank_0(lambda: self._write_status("finished"))
-        return RunResult(self.outputs.path, export, self.state.step, self.state.evaluations, parts.model)
+        return trainer
 
-    def _build(self, context: BuildContext) -> Components:
-        """Dataset first: a missing file shows before a large model has loaded, and a from-scratch one needs it."""
-        seed_everything(self.config.seed)
-        dataset = context.dataset()
-        evaluators = tuple(e.build(context, dataset) for e in self.config.evaluation)
-        sampler = self.config.sampler.build(context, dataset)
-        if self.config.sampler.batch_size < self.ranks.world_size:
-            raise ConfigError(
-                f"sampler.batch_size: {self.config.sampler.batch_size} rows cannot be shared by "
-                f"{self.ranks.world_size} ranks: use at least one row per rank"
-            )
-        model = self.options.model if self.options.model is not None else self.config.model.build(context)
-        return Components(model, dataset, sampler, self.config.loss.build(context), evaluators)
+    def _pass_on(self, number: int, trainer: Trainer, checkpointer: Checkpointer) -> Mapping[str, Tensor]:
+        """Export what a phase leaves, make the next one's rows with it if they are, and free its engine."""
+        self._export(trainer, checkpointer, self.outputs.phase(self.phases.names[number]) / EXPORT)
+        folder = self.outputs.phase(self.phases.names[number + 1])
+        self._on_rank_0(lambda: folder.mkdir(parents=True, exist_ok=True))
+        self.phases.context.encoder = trainer.encoder
+        self.phases.data(number + 1)
+        self.phases.context.encoder = None
+        model: Any = trainer.parts.model
+        weights = sharding.full_state(trainer.engine, model, self.ranks)
+        release(trainer.engine.destroy)
+        return weights
 
-    def _state(self, parts: Components) -> TrainState:
-        config = plain(self.config)
+    def _state(self, run: RunConfig, parts: Components, number: int) -> TrainState:
+        """The state at the beginning of a phase, after the one before."""
+        config = plain(run)
         identity = {key: config[key] for key in ("seed", "model", "sampler", "loss")}
         identity["data"] = parts.dataset.fingerprint()
-        identity["precision"] = self.config.engine.precision
-        identity["gradient_accumulation_steps"] = self.config.train.gradient_accumulation_steps
-        return TrainState(
+        identity["precision"] = run.engine.precision
+        identity["gradient_accumulation_steps"] = run.train.gradient_accumulation_steps
+        return replace(
+            self.state,
+            phase=number,
+            phase_start=self.state.step,
+            best_step=None,
+            best_value=None,
             world_size=self.ranks.world_size,
-            zero_stage=sharding.effective_stage(self.config.engine),
+            zero_stage=sharding.effective_stage(run.engine),
             identity=identity,
         )
 
@@ -171,31 +222,41 @@ class _Session:
         # Ranks other than 0 have no trackers: asked as such a rank, it checks and starts none.
         make_trackers(self.config.tracking, name=self.config.name, output_dir=self.outputs.path, parameters={}, rank=1)
 
-    def _resumed_state(self, pace: Pace) -> TrainState | None:
-        """The newest state on disk, checked to be of this run; ``None`` when the run died before its first one."""
+    def _newest_state(self) -> TrainState | None:
+        """The newest state on disk; ``None`` when the run died before its first one."""
 
         def newest() -> TrainState | None:
             steps = self.store.steps()
-            if not steps:
-                return None
-            saved = self.store.read_state(steps[-1])
-            check_same_run(saved, self.state)
-            self._check_something_is_left(saved, pace)
-            return saved
+            return self.store.read_state(steps[-1]) if steps else None
 
-        resumed: TrainState | None = self._on_rank_0(newest)
-        if resumed is None:
+        saved: TrainState | None = self._on_rank_0(newest)
+        count = max(1, len(self.config.phases))
+        if saved is not None and saved.phase >= count:
+            raise CheckpointError(
+                f"--resume: this is not the run that was saved (phase {saved.phase + 1} of it, this one has {count}): "
+                "use its settings, or a new run"
+            )
+        return saved
+
+    def _check_resumed(self, saved: TrainState | None, number: int, pace: Pace) -> None:
+        """Raises CheckpointError, on every rank, where ``saved`` is not of this run or it has nothing left to do."""
+        if saved is None:
             self.announce("no checkpoint was written before the run stopped: starting from step 0")
-        else:
-            self.announce(f"resuming after step {resumed.step}")
-        return resumed
+            return
 
-    def _check_something_is_left(self, saved: TrainState, pace: Pace) -> None:
+        def check() -> None:
+            check_same_run(saved, self.state)
+            self._check_something_is_left(saved, number, saved.phase_start + pace.total_steps)
+
+        self._on_rank_0(check)
+        self.announce(f"resuming after step {saved.step}")
+
+    def _check_something_is_left(self, saved: TrainState, number: int, end: int) -> None:
         """A run that was stopped between its last step and its export still has that to do."""
         finished = (self.outputs.status() or {}).get("status") == "finished"
-        if saved.step > pace.total_steps or (finished and saved.step == pace.total_steps):
+        if saved.step > end or (finished and saved.step == end and number == len(self.phases) - 1):
             raise CheckpointError(
-                f"--resume: the run in {str(self.outputs.path)!r} has done {saved.step} steps and {pace.total_steps} "
+                f"--resume: the run in {str(self.outputs.path)!r} has done {saved.step} steps and {end} "
                 "were asked for: raise --max-steps to train on, or start a new run"
             )
 
@@ -212,6 +273,7 @@ class _Session:
             self._observe(resumed)
 
         self._on_rank_0(start)
+        self._started_here = True
 
     def _observe(self, resumed: TrainState | None) -> None:
         from embed_core.metrics_log import MetricsLog
@@ -242,29 +304,32 @@ class _Session:
             self.announce(f"exporting the best model, of step {self.state.best_step}")
             self.store.load(trainer.engine, self.state.best_step)
 
-    def _export(self, engine: Any, parts: Components, checkpointer: Checkpointer) -> Path:
-        model: Any = parts.model
-        state = sharding.full_state(engine, model, self.ranks)
+    def _export(self, trainer: Trainer, checkpointer: Checkpointer, target: Path) -> Path:
+        model: Any = trainer.parts.model
+        loss: Any = trainer.parts.loss
+        state = sharding.full_state(trainer.engine, model, self.ranks)
+        of_loss = sharding.full_state(trainer.engine, loss, self.ranks) if isinstance(loss, nn.Module) else {}
 
         def write() -> Path:
-            temporary = self.outputs.path / ".model.tmp"
+            temporary = target.with_name(f".{target.name}.tmp")
             if temporary.exists():
                 import shutil
 
                 shutil.rmtree(temporary)
-            temporary.mkdir()
+            temporary.mkdir(parents=True)
+            card = self._card(trainer, of_loss)
             if isinstance(model, ExportsOtherwise):
-                model.export_with(checkpointer, state, temporary, self._card(parts))
+                model.export_with(checkpointer, state, temporary, card)
             else:
-                checkpointer.export(model, state, temporary, self._card(parts))
-            replace_directory(temporary, self.outputs.export)
-            return self.outputs.export
+                checkpointer.export(model, state, temporary, card)
+            replace_directory(temporary, target)
+            return target
 
         return self._on_rank_0(write)
 
-    def _card(self, parts: Components) -> RunCard:
+    def _card(self, trainer: Trainer, loss_state: Mapping[str, Tensor]) -> RunCard:
         config = plain(self.config)
-        dataset = parts.dataset
+        dataset = trainer.parts.dataset
         return RunCard(
             name=self.config.name,
             base_model=str(config["model"].get("name_or_path", config["model"]["kind"])),
@@ -274,6 +339,7 @@ class _Session:
             command=self.options.command,
             steps=self.state.step,
             versions=_versions(),
+            loss_state=loss_state,
         )
 
     def _write_status(self, status: str, **more: Any) -> None:

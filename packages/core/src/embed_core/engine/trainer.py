@@ -67,10 +67,17 @@ class Trainer:
         store: CheckpointStore,
         notify: Callable[[StepEvent], None],
         announce: Announce,
+        phase: str = "",
+        total_steps: int | None = None,
     ) -> None:
+        """``state.phase_start`` steps were done in phases before this one, ``phase``; ``config`` is as this one has it.
+        ``total_steps`` of the run are for the display; None = up to the end of this phase."""
         self.config, self.parts, self.engine, self.ranks = config, parts, engine, ranks
         self.state, self.store, self.notify, self.announce = state, store, notify, announce
-        self.pace = Pace.of(config, parts.sampler)
+        self.pace, self.phase = Pace.of(config, parts.sampler), phase
+        self.end = state.phase_start + self.pace.total_steps
+        """The step this phase ends with."""
+        self.total_steps = max(self.end, total_steps or 0)
         self.batches = Batches(config, parts.dataset, parts.sampler)
         self.step = Step(engine, parts.model, parts.loss, config.engine, ranks, announce)
         self.meter = Meter(parts.model, config.engine.precision, ranks, announce)
@@ -83,15 +90,20 @@ class Trainer:
         self._save_is_due = False
         """Whether the minutes between two states were over when this step began."""
 
+    @property
+    def steps_done(self) -> int:
+        """Of this phase."""
+        return self.state.step - self.state.phase_start
+
     def train(self) -> TrainState:
         """All remaining steps. Raises EmbedError where a loss or gradient is no number, or memory does not suffice."""
         pace, state = self.pace, self.state
         if state.step == 0 and not state.evaluations:
             self.evaluate()
-        first, last = state.step * pace.draws_per_step, pace.total_steps * pace.draws_per_step
+        first, last = self.steps_done * pace.draws_per_step, pace.total_steps * pace.draws_per_step
         batches = prefetch(self._batch, first, last, self.config.engine.prefetch)
         try:
-            while state.step < pace.total_steps:
+            while state.step < self.end:
                 event = self._optimizer_step([next(batches) for _ in range(pace.draws_per_step)])
                 state.step += 1
                 self.notify(event)
@@ -114,8 +126,9 @@ class Trainer:
         return self.batches.host(self.tokens, number, self.ranks.rank, self.ranks.world_size)
 
     def _optimizer_step(self, batches: list[HostBatch]) -> StepEvent:
-        started, state, settings = time.perf_counter(), self.state, self.config.train
-        rate = settings.optimizer.learning_rate * schedule.factor(settings.schedule, state.step, self.pace.total_steps)
+        started, settings = time.perf_counter(), self.config.train
+        factor = schedule.factor(settings.schedule, self.steps_done, self.pace.total_steps)
+        rate = settings.optimizer.learning_rate * factor
         sharding.set_learning_rate(self.engine, rate)
         outputs = self._accumulate(batches)
         bad = first_bad(output.loss for output in outputs)
@@ -182,8 +195,9 @@ class Trainer:
         return StepEvent(
             rank=self.ranks.rank,
             step=step,
-            total_steps=self.pace.total_steps,
-            epoch=step * self.pace.draws_per_step / self.pace.draws_per_epoch,
+            total_steps=self.total_steps,
+            epoch=self._epoch(step),
+            phase=self.phase,
             loss=sum(float(o.loss) for o in outputs) / count,
             metrics={name: sum(float(o.metrics[name]) for o in outputs) / count for name in outputs[0].metrics}
             | self.guard.metrics,
@@ -216,12 +230,12 @@ class Trainer:
             raise ConfigError(f"train.best_metric: {name!r} is no metric of this run: {did_you_mean(name, metrics)}")
 
     def _evaluation_event(self, metrics: Mapping[str, float], seconds: float) -> StepEvent:
-        epoch = self.state.step * self.pace.draws_per_step / self.pace.draws_per_epoch
         return StepEvent(
             rank=self.ranks.rank,
             step=self.state.step,
-            total_steps=self.pace.total_steps,
-            epoch=epoch,
+            total_steps=self.total_steps,
+            epoch=self._epoch(self.state.step),
+            phase=self.phase,
             loss=math.nan,
             metrics={},
             learning_rate=math.nan,
@@ -232,6 +246,10 @@ class Trainer:
             padded_tokens=0,
             evaluation=metrics,
         )
+
+    def _epoch(self, step: int) -> float:
+        """Passes over the phase's data."""
+        return (step - self.state.phase_start) * self.pace.draws_per_step / self.pace.draws_per_epoch
 
     def _evaluate_if_due(self) -> bool:
         """Evaluate on schedule; whether this is the best model so far and its state has to be kept."""
