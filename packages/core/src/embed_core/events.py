@@ -15,7 +15,7 @@ class StepEvent:
     step: int
     """Optimizer steps done, this one included."""
     total_steps: int
-    """Of the run; in a run with phases, up to the end of the present one."""
+    """Of the run, as far as they are known: a phase whose data the phases before it make counts one step."""
     epoch: float
     loss: float
     metrics: Mapping[str, float]

@@ -68,11 +68,10 @@ class Phases:
         self.context.dataset()
         return replace(self.context, phase=name, phase_dir=folder)
 
-    def total_steps(self, before: int, number: int) -> int | None:
-        """Steps of the run, of which ``before`` were done before phase ``number``; None while that is not known."""
-        rest = [self._steps.get(later) for later in range(number, len(self))]
-        known = [steps for steps in rest if steps is not None]
-        return before + sum(known) if len(known) == len(rest) else None
+    def total_steps(self, before: int, number: int) -> int:
+        """Steps of the run, of which ``before`` were done before phase ``number``. A phase that cannot be built yet
+        counts one: more is not known of it."""
+        return before + sum(self._steps.get(later, 1) for later in range(number, len(self)))
 
     def _build(self, number: int) -> None:
         config, context = self.configs[number], self.context_of(number)

@@ -68,16 +68,16 @@ class Trainer:
         notify: Callable[[StepEvent], None],
         announce: Announce,
         phase: str = "",
-        total_steps: int | None = None,
+        total_steps: int = 0,
     ) -> None:
         """``state.phase_start`` steps were done in phases before this one, ``phase``; ``config`` is as this one has it.
-        ``total_steps`` of the run are for the display; None = up to the end of this phase."""
+        ``total_steps`` are the run's, for the display."""
         self.config, self.parts, self.engine, self.ranks = config, parts, engine, ranks
         self.state, self.store, self.notify, self.announce = state, store, notify, announce
         self.pace, self.phase = Pace.of(config, parts.sampler), phase
         self.end = state.phase_start + self.pace.total_steps
         """The step this phase ends with."""
-        self.total_steps = max(self.end, total_steps or 0)
+        self.total_steps = max(self.end, total_steps)
         self.batches = Batches(config, parts.dataset, parts.sampler)
         self.step = Step(engine, parts.model, parts.loss, config.engine, ranks, announce)
         self.meter = Meter(parts.model, config.engine.precision, ranks, announce)
