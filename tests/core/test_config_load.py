@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from typing import Any, ClassVar
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar, Literal
 
 import pytest
 import yaml
 from pydantic import Field
 
-from embed_core.config.base import Recipe
+from embed_core.config.base import Recipe, SamplerConfig
 from embed_core.config.document import overrides, parse
 from embed_core.config.load import SANITY, Request, plain, resolve
 from embed_core.config.run import RunConfig
@@ -179,3 +180,64 @@ def test_each_fault_is_a_line(registry: Registry) -> None:
 def test_evaluators_have_different_names(registry: Registry) -> None:
     with pytest.raises(ConfigError, match="evaluators must have different names; "):
         run(registry, "evaluation: [{kind: retrieval}, {kind: retrieval}]\n")
+
+
+PHASES = """phases:
+  - {name: one, train: {max_steps: 9}}
+  - name: two
+    sampler: {kind: no-duplicates, batch_size: 64}
+    train: {optimizer: {learning_rate: 0.5}}
+"""
+
+
+def test_phases_are_components_too(registry: Registry) -> None:
+    config = run(registry, PHASES)
+    assert [phase.name for phase in config.phases] == ["one", "two"]
+    one, two = config.in_phase(0), config.in_phase(1)
+    assert (one.sampler.kind, two.sampler.kind, two.sampler.batch_size) == ("shuffled", "no-duplicates", 64)
+    assert (one.train.max_steps, two.train.max_steps) == (9, None)
+    assert (rate(one), rate(two)) == (1e-3, 0.5)
+
+
+def test_a_small_run_is_small_in_every_phase(registry: Registry) -> None:
+    config = run(registry, PHASES, sanity=True)
+    assert [config.in_phase(n).train.max_steps for n in range(2)] == [SANITY["train"]["max_steps"]] * 2
+    assert [config.in_phase(n).sampler.batch_size for n in range(2)] == [8, 8]
+
+
+@pytest.mark.parametrize(
+    ("file", "message"),
+    [
+        ("phases: [{name: a}, {name: a}]\n", r"phases must have different names; \['a'\] occurs twice"),
+        ("phases: [{name: ../a}]\n", r"run.yaml:1: phases.0.name: string should match pattern"),
+        ("phases: [{name: a, loss: {kind: hallo}}]\n", r"run.yaml:1: phases.0.loss.*'hallo'.*did you mean 'hello'"),
+        ("phases: [{name: a, steps: 3}]\n", r"run.yaml:1: phases.0.steps: unknown key 'steps'"),
+    ],
+)
+def test_mistakes_in_phases_are_located(registry: Registry, file: str, message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        run(registry, file)
+
+
+def test_a_sampler_may_bring_phases() -> None:
+    class Staged(SamplerConfig):
+        kind: Literal["staged"] = "staged"
+
+        def phases(self, run: Any) -> Sequence[Mapping[str, Any]]:
+            inner = {"kind": "shuffled", "batch_size": self.batch_size}
+            return [{"name": name, "sampler": inner} for name in ("easy", "hard")]
+
+        def build(self, context: Any, dataset: Any) -> Any:
+            raise AssertionError("its phases have samplers of their own")
+
+    registry = activate(["hello"])[1]
+    registry._frozen = False
+    registry.add("sampler", Staged, "test")
+    config = run(registry, "sampler: {kind: staged}\n")
+    assert [phase.name for phase in config.phases] == ["easy", "hard"]
+    assert (config.in_phase(1).sampler.kind, config.in_phase(1).sampler.batch_size) == ("shuffled", 32)
+    # What is written down has both, and reads as the same run.
+    again = RunConfig.model_validate(plain(config), context={"registry": registry})
+    assert [phase.name for phase in again.phases] == ["easy", "hard"]
+    given = run(registry, "sampler: {kind: staged}\nphases: [{name: mine, sampler: {kind: shuffled}}]\n")
+    assert [phase.name for phase in given.phases] == ["mine"]

@@ -15,6 +15,7 @@ from embed_core.embeddings import select, values
 from embed_core.engine.gather import GlobalBatch, gather_embeddings, gather_rows, sum_parts
 from embed_core.engine.host_batch import draw, prepare, share
 from embed_core.engine.ranks import Ranks
+from embed_core.errors import DataError
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
@@ -211,3 +212,35 @@ def test_teacher_scores_travel_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> No
 
 def _fields(example: Any) -> dict[str, Any]:
     return {name: getattr(example, name) for name in type(example).__dataclass_fields__}
+
+
+def taught(row: int, width: int) -> Any:
+    """Row ``row`` of the tiny data with a teacher's vectors that say which text they are of."""
+    (example,) = draw(tiny_dataset(), [row], 0, 0)
+    passages = np.array([[row, 1 + n] for n in range(len(example.passages))], np.float32).repeat(width // 2, axis=1)
+    query = np.array([row, 0], np.float32).repeat(width // 2)
+    return type(example)(**{**_fields(example), "query_vector": query, "passage_vectors": passages})
+
+
+@pytest.mark.parametrize("world_size", [1, 3])
+def test_teacher_vectors_are_the_global_batchs_on_every_rank(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
+    rows, model = list(range(7)), TinyModel()
+
+    def on_rank(ranks: Ranks) -> Any:
+        own = share(rows, ranks.rank, ranks.world_size)
+        return GlobalBatch(prepare(model, [taught(row, 2) for row in own]), 0, ranks).targets
+
+    for targets in on_ranks(monkeypatch, world_size, on_rank) if world_size > 1 else [on_rank(Ranks(0, 1, 0, "cpu"))]:
+        assert targets.teacher.query_BW.tolist() == [[row, 0] for row in rows]
+        groups = targets.groups_B1.tolist()
+        wanted = [[row, 1 + n] for row in rows for n in range(groups[row + 1] - groups[row])]
+        assert targets.teacher.passage_PW.tolist() == wanted
+
+
+def test_ranks_with_different_teachers_stop_alike(monkeypatch: pytest.MonkeyPatch) -> None:
+    def on_rank(ranks: Ranks) -> str:
+        with pytest.raises(DataError, match=r"teacher vectors of widths \[2, 4\] \(0: none\): every row of a batch"):
+            GlobalBatch(prepare(TinyModel(), [taught(ranks.rank, 2 + 2 * ranks.rank)]), 0, ranks)
+        return "stopped"
+
+    assert on_ranks(monkeypatch, 2, on_rank) == ["stopped", "stopped"]

@@ -103,3 +103,42 @@ def test_a_draw_of_the_dataset_is_prepared_alike_on_any_rank() -> None:
     whole = prepare(TinyModel(), draw(dataset, range(8), 0, 0))
     half = prepare(TinyModel(), draw(dataset, range(4, 8), 0, 0))
     assert half.passage_ids.tolist() == whole.passage_ids.tolist()[-len(half.passage_ids) :]
+
+
+def vectors(*rows: float) -> np.ndarray:
+    return np.array([[row, row + 0.5] for row in rows], dtype=np.float32)
+
+
+def test_teacher_vectors_stand_in_the_order_of_the_texts() -> None:
+    host = prepare(
+        TinyModel(),
+        [
+            example(4, "a", "p", "q", query_vector=vectors(1)[0], passage_vectors=vectors(2, 3)),
+            example(9, "a", "p", query_vector=vectors(4)[0], passage_vectors=vectors(5)),
+        ],
+    )
+    assert host.teacher is not None
+    assert host.teacher.dtype == np.float32
+    assert host.teacher.tolist() == vectors(1, 4, 2, 3, 5).tolist(), "equal texts are not merged: roles differ"
+    assert prepare(TinyModel(), [example(4, "a", "p")]).teacher is None
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        ({}, "f:7: row 7 has no teacher vectors, its batch has one of width 2 per query and passage: every row needs"),
+        ({"query_vector": vectors(1)[0]}, "row 7 has no teacher vectors"),
+        (
+            {"query_vector": vectors(1)[0], "passage_vectors": vectors(1, 2)},
+            r"f:7: row 7 has teacher vectors of the shapes \(2,\) and \(2, 2\)",
+        ),
+        (
+            {"query_vector": np.ones(3, np.float32), "passage_vectors": np.ones((1, 3), np.float32)},
+            r"teacher vectors of the shapes \(3,\) and \(1, 3\)",
+        ),
+    ],
+)
+def test_rows_have_teacher_vectors_alike(given: dict[str, object], message: str) -> None:
+    first = example(4, "a", "p", query_vector=vectors(1)[0], passage_vectors=vectors(2))
+    with pytest.raises(DataError, match=message):
+        prepare(TinyModel(), [first, example(7, "b", "q", **given)])
