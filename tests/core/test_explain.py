@@ -109,6 +109,43 @@ def test_a_step_the_run_does_not_have() -> None:
         )
 
 
+PHASES = (
+    "phases=[{name: a, train: {max_steps: 3}}, "
+    "{name: b, loss: {kind: infonce}, sampler: {kind: shuffled, batch_size: 4}}]"
+)
+
+
+def test_steps_are_counted_through_the_phases(hello_run: Any) -> None:
+    dataset = spied()
+    seen = hello_run("train.max_steps=4", PHASES, "evaluation=[]", dataset=dataset)
+    assert [event.phase for event in seen.steps] == ["a"] * 3 + ["b"] * 4
+    drawn = [example.row for example in dataset.drawn]
+    for step, rows in ((3, drawn[12:18]), (6, drawn[26:30])):
+        view = view_of(step, "train.max_steps=4", PHASES)
+        assert (view.phase, [row.row for row in view.batches[0].rows]) == ("a" if step == 3 else "b", rows)
+    assert view.total_steps == 7
+    with pytest.raises(ConfigError, match="--step 8: this run has 7 steps"):
+        view_of(8, "train.max_steps=4", PHASES)
+
+
+def test_one_phase_of_a_run() -> None:
+    config, _, _ = resolve(RunRequest(("hello",), overrides=(*SMALL, PHASES)), 1)
+    assert (config.only("b").in_phase(0).loss.kind, config.only(None).in_phase(0).loss.kind) == ("infonce", "hello")
+    with pytest.raises(ConfigError, match=r"--phase 'c': no phase of this run: .*a, b"):
+        config.only("c")
+    with pytest.raises(ConfigError, match="--phase 'c': this run has no phases: leave it out"):
+        config.model_copy(update={"phases": ()}).only("c")
+
+
+def test_rows_that_only_the_run_can_make(monkeypatch: pytest.MonkeyPatch) -> None:
+    config, _, registry = resolve(RunRequest(("hello",), overrides=(*SMALL, PHASES)), 1)
+    made = config.phases[1].model_copy(update={"data": config.data})
+    monkeypatch.setattr(type(config.data), "waits", lambda self: True)
+    config = config.model_copy(update={"phases": (config.phases[0], made)})
+    with pytest.raises(ConfigError, match="phase 'b': its rows are made with the model of the phases before it"):
+        explain(config, registry, 10**6, dataset=spied())
+
+
 def test_more_ranks_than_rows() -> None:
     with pytest.raises(ConfigError, match="batch 0 has 6 rows for 7 ranks: every rank needs one, use fewer ranks or"):
         view_of(1, dataset=tiny_dataset(), ranks=7)

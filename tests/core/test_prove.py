@@ -92,6 +92,15 @@ def test_planted_faults_fail_by_name(embed: Embed, monkeypatch: pytest.MonkeyPat
     assert "no dropout" not in out
 
 
+def test_one_phase(embed: Embed) -> None:
+    phases = "phases=[{name: a}, {name: b, sampler: {batch_size: 3, kind: shuffled}}]"
+    code, out, _ = embed("--set", phases, "--phase", "b", "--ranks", "1", "--batches", "1")
+    assert code == 0
+    assert "comparing on 1 batch of 3 rows" in out
+    code, _, err = embed("--phase", "b")
+    assert (code, err) == (2, "error: --phase 'b': this run has no phases: leave it out\n")
+
+
 def test_user_errors(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
     code, _, err = embed("--ranks", "8")
     assert code == 2

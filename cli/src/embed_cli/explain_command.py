@@ -71,9 +71,11 @@ def plain_lines(view: StepView, *, full: bool = False) -> list[str]:
 
 
 def _title(view: StepView, batch: BatchView) -> str:
+    phase = f", phase {view.phase}" if view.phase else ""
     return (
-        f"step {view.step} of {view.total_steps}, batch {batch.draw}: {len(batch.rows)} rows, {batch.texts} texts, "
-        f"{batch.distinct_texts} encoded, {batch.tokens:,} tokens, padding {batch.padding_share:.1%}"
+        f"step {view.step} of {view.total_steps}{phase}, batch {batch.draw}: {len(batch.rows)} rows, "
+        f"{batch.texts} texts, {batch.distinct_texts} encoded, {batch.tokens:,} tokens, "
+        f"padding {batch.padding_share:.1%}"
     )
 
 

@@ -67,6 +67,7 @@ def run(
     )
 
 
+Phase = Annotated[str | None, typer.Option(help="Of a run with phases: which one; default: the first.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")]
 
 
@@ -96,6 +97,7 @@ def prove(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
+    phase: Phase = None,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine and compare with one.")] = 2,
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to compare.")] = 2,
     sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
@@ -105,7 +107,7 @@ def prove(
     from embed_cli.run_command import RunRequest
 
     run = RunRequest(tuple(plugin or ()), config, tuple(set_ or ()), seed=seed, sanity=sanity)
-    execute(ProveRequest(run, ranks, batches))
+    execute(ProveRequest(run, ranks, batches, phase))
 
 
 @app.command()
@@ -116,6 +118,7 @@ def plan(
     seed: Seed = None,
     device: Annotated[str | None, typer.Option(help="h200, a100, rtx4090, cpu, …; default: this machine's.")] = None,
     zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="Instead of the config's.")] = None,
+    phase: Phase = None,
     ranks: Annotated[int, typer.Option(min=1, help="Devices to share the run.")] = 1,
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to look at.")] = 4,
     sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
@@ -126,7 +129,7 @@ def plan(
     from embed_cli.run_command import RunRequest
 
     run = RunRequest(tuple(plugin or ()), config, tuple(set_ or ()), seed=seed, nproc=ranks, sanity=sanity)
-    execute(PlanCommand(run, device, zero_stage, batches, json_))
+    execute(PlanCommand(run, device, zero_stage, batches, json_, phase))
 
 
 @app.command()

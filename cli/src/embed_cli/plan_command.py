@@ -35,12 +35,15 @@ class PlanCommand:
     batches: int = 4
     json_file: str | None = None
     """``-`` is the standard output, without the tables."""
+    phase: str | None = None
+    """Of a run with phases; None = the first."""
 
 
 def execute(request: PlanCommand) -> None:
     """Print the plan: tables on a terminal, aligned lines elsewhere; JSON besides, where asked for."""
     _check_file(request.json_file)
     config, _, registry = resolve(request.run, request.run.nproc)
+    config = config.only(request.phase) if config.phases or request.phase else config
     from embed_core.engine.plan import plan
     from embed_core.engine.plan_target import PlanRequest
 

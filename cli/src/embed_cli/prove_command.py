@@ -30,6 +30,8 @@ class ProveRequest:
     """What the run is: the same options as of ``embed run``."""
     ranks: int = 2
     batches: int = 2
+    phase: str | None = None
+    """Of a run with phases; None = the first."""
 
 
 def execute(request: ProveRequest) -> None:
@@ -37,9 +39,11 @@ def execute(request: ProveRequest) -> None:
     if "RANK" in os.environ:
         raise ConfigError("embed prove starts its own ranks and RANK is set: run it without a launcher")
     config, _, _ = resolve(request.run, request.ranks)
-    if config.sampler.batch_size < request.ranks:
+    config = config.only(request.phase) if config.phases or request.phase else config
+    rows = config.in_phase(0).sampler.batch_size
+    if rows < request.ranks:
         raise ConfigError(
-            f"--ranks {request.ranks}: a batch of {config.sampler.batch_size} rows (sampler.batch_size) cannot be "
+            f"--ranks {request.ranks}: a batch of {rows} rows (sampler.batch_size) cannot be "
             "shared by them: use at least one row per rank"
         )
     from rich.console import Console
@@ -47,7 +51,6 @@ def execute(request: ProveRequest) -> None:
     from embed_core.config.load import plain
 
     console = Console()
-    rows = config.sampler.batch_size
     batches = f"{request.batches} batches" if request.batches > 1 else "1 batch"
     ranks = "1 rank" if request.ranks == 1 else f"1 and {request.ranks} ranks"
     _print(console, f"comparing on {batches} of {rows} rows, in fp32, on {ranks}")

@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self, TypeVar
 
-from pydantic import Field, ModelWrapValidatorHandler, ValidationInfo, field_validator, model_validator
+from pydantic import (
+    Field,
+    ModelWrapValidatorHandler,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
 
 from embed_core.config.base import (
     CheckpointConfig,
@@ -16,6 +24,7 @@ from embed_core.config.base import (
     SamplerConfig,
     Section,
 )
+from embed_core.errors import ConfigError, did_you_mean
 
 SectionT = TypeVar("SectionT", bound=Section)
 
@@ -153,8 +162,8 @@ class RunConfig(Section):
     @classmethod
     def _phases_of_the_sampler(cls, value: Any, handler: ModelWrapValidatorHandler[Self], info: ValidationInfo) -> Self:
         run = handler(value)
-        given = () if run.phases else run.sampler.phases()
-        phases = tuple(PhaseConfig.model_validate(phase, context=info.context) for phase in given)
+        given = () if run.phases else run.sampler.phases(run)
+        phases = tuple(_phase_of_the_sampler(phase, run.sampler.kind, info) for phase in given)
         return run.model_copy(update={"phases": phases}) if phases else run
 
     @model_validator(mode="after")
@@ -165,6 +174,14 @@ class RunConfig(Section):
             if twice:
                 raise ValueError(f"{what} must have different names; {sorted(twice)} occurs twice")
         return self
+
+    def only(self, phase: str | None) -> RunConfig:
+        """The run with the phase of that name alone, the first where it is ``None``. Raises ConfigError."""
+        names = [one.name for one in self.phases]
+        if phase is not None and phase not in names:
+            raise ConfigError(f"--phase {phase!r}: {_no_phase(phase, names)}")
+        chosen = tuple(one for one in self.phases if one.name == (phase or names[0]))
+        return self.model_copy(update={"phases": chosen})
 
     def in_phase(self, number: int) -> RunConfig:
         """The run as its ``number``-th phase, from 0, has it; a run without phases is its own and only one."""
@@ -178,6 +195,10 @@ class RunConfig(Section):
         return self.model_copy(update={"phases": (), "train": train, **own})
 
 
+def _no_phase(phase: str, names: list[str]) -> str:
+    return f"no phase of this run: {did_you_mean(phase, names)}" if names else "this run has no phases: leave it out"
+
+
 def _merged(below: SectionT, above: SectionT) -> SectionT:
     """``below`` with what was written in ``above``."""
     written: dict[str, Any] = {}
@@ -185,3 +206,14 @@ def _merged(below: SectionT, above: SectionT) -> SectionT:
         value = getattr(above, key)
         written[key] = _merged(getattr(below, key), value) if isinstance(value, Section) else value
     return below.model_copy(update=written)
+
+
+def _phase_of_the_sampler(phase: Mapping[str, Any], kind: str, info: ValidationInfo) -> PhaseConfig:
+    """Raises ConfigError: nobody wrote the phase, so no line of a file is to blame."""
+    try:
+        return PhaseConfig.model_validate(phase, context=info.context)
+    except ValidationError as error:
+        fault = error.errors(include_url=False)[0]
+        key = ".".join(map(str, fault["loc"]))
+        message = str(fault["msg"]).removeprefix("Value error, ")
+        raise ConfigError(f"sampler {kind!r}, phase {phase.get('name')!r}: {key}: {message}") from None

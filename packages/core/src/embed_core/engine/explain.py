@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -99,6 +99,8 @@ class StepView:
     world_size: int
     batches: tuple[BatchView, ...]
     """As many as ``train.gradient_accumulation_steps``."""
+    phase: str = ""
+    """Name of the phase the step is in; empty in a run without phases."""
 
 
 def explain(
@@ -116,18 +118,29 @@ def explain(
     """
     # Where the run would be: the device decides the token budget, and whether and how chunks are padded.
     ranks = ranks_of(1, on_gpu=torch.cuda.is_available() and config.engine.device != "cpu")
-    parts = Parts(config, registry, ranks, dataset=dataset, announce=announce)
-    pace = Pace.of(config, parts.sampler)
-    if not 1 <= step <= pace.total_steps:
-        raise ConfigError(
-            f"--step {step}: this run has {pace.total_steps} steps: give one from 1 to {pace.total_steps}, "
-            "or more train.epochs or train.max_steps"
-        )
-    model, first = parts.model(), (step - 1) * pace.draws_per_step
+    phase, parts, pace, before = _phase_of(
+        config, step, lambda one: Parts(one, registry, ranks, dataset=dataset, announce=announce)
+    )
+    model, first = parts.model(), (step - 1 - before) * pace.draws_per_step
     plain = parts.config.engine.model_copy(update={"compile": False, "gradient_checkpointing": False})
     sharding.prepare(sharding.Trainable(model, None), plain, ranks)
     batches = [_batch(parts, model, number, world_size) for number in range(first, first + pace.draws_per_step)]
-    return StepView(step, pace.total_steps, world_size, tuple(batches))
+    return StepView(step, before + pace.total_steps, world_size, tuple(batches), phase)
+
+
+def _phase_of(config: RunConfig, step: int, build: Callable[[RunConfig], Parts]) -> tuple[str, Parts, Pace, int]:
+    """Name, parts and pace of the phase that ``step`` is in, and the steps before that phase."""
+    before = 0
+    for name in [phase.name for phase in config.phases] or [""]:
+        parts = build(config.only(name) if name else config)
+        pace = Pace.of(parts.config, parts.sampler)
+        if 1 <= step <= before + pace.total_steps:
+            return name, parts, pace, before
+        before += pace.total_steps
+    raise ConfigError(
+        f"--step {step}: this run has {before} steps: give one from 1 to {before}, "
+        "or more train.epochs or train.max_steps"
+    )
 
 
 def _batch(parts: Parts, model: Any, number: int, world_size: int) -> BatchView:

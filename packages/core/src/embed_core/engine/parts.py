@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
 from embed_core.config.run import RunConfig
@@ -9,6 +10,7 @@ from embed_core.engine.batches import Batches
 from embed_core.engine.building import build_context, seed_everything
 from embed_core.engine.choose import chosen
 from embed_core.engine.ranks import Ranks
+from embed_core.errors import ConfigError
 from embed_core.protocols import Announce, Dataset
 from embed_core.registry import Registry
 
@@ -25,19 +27,29 @@ class Parts:
         dataset: Dataset | None = None,
         announce: Announce = lambda line: None,
     ) -> None:
-        """``dataset`` takes the place of ``config.data``'s. Raises EmbedError for everything a user can mend."""
-        self.config = config.model_copy(update={"engine": chosen(config.engine, ranks)})
-        self._context = build_context(self.config, registry, ranks, announce, dataset)
+        """Of the first phase, in a run with phases: :meth:`RunConfig.only` makes another one the first. ``dataset``
+        takes the place of ``config.data``'s. Raises EmbedError for everything a user can mend."""
+        whole = config.model_copy(update={"engine": chosen(config.engine, ranks)})
+        self.config = whole.in_phase(0)
+        self._context = build_context(whole, registry, ranks, announce, dataset)
         seed_everything(config.seed)
-        self.dataset = self._context.dataset()
-        self.sampler = config.sampler.build(self._context, self.dataset)
+        own = config.phases[0].data if config.phases else None
+        if own is not None and own.waits():
+            raise ConfigError(
+                f"phase {config.phases[0].name!r}: its rows are made with the model of the phases before it, during "
+                "the run: look at another phase"
+            )
+        self.dataset = self._context.dataset() if own is None else own.build(self._context)
+        self.sampler = self.config.sampler.build(self._context, self.dataset)
+        self._built: Any = None
         self.batches = Batches(self.config, self.dataset, self.sampler)
 
     def model(self) -> Any:
         """A new model, on CPU; the same seed before each, so that the weights are the same each time."""
         seed_everything(self.config.seed)
-        return self.config.model.build(self._context)
+        self._built = self.config.model.build(self._context)
+        return self._built
 
     def loss(self) -> Any:
         """A new loss."""
-        return self.config.loss.build(self._context)
+        return self.config.loss.build(replace(self._context, model=self._built))

@@ -44,6 +44,7 @@ def plan(
     target, engine = target_of(config.engine, request)
     config = config.model_copy(update={"engine": engine})
     parts = Parts(config, registry, target.ranks, dataset=dataset, announce=announce)
+    config = parts.config
     model, loss = parts.model(), parts.loss()
     parameters, cost = flops.count(Trainable(model, loss)), flops.cost_of(model)
     probe = measures.ready(model, engine, target.ranks, here=target.here)
