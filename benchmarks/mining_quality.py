@@ -2,9 +2,10 @@
 
     python -m benchmarks.mining_quality
 
-The same small random model (dense, one layer) learns from questions of ``jaquad/train``, with negatives from all its
-paragraphs, and is measured on ``jaquad/dev``, which shares no article with it. All but the negatives is the same:
-weights at the start, tokenizer, rows, their order, steps.
+A small random model (dense, one layer) learns from questions of ``jaquad/train`` with the batch's other paragraphs as
+negatives, as a first stage; then it goes on with negatives from all paragraphs of that split, random ones or mined ones,
+and is measured on ``jaquad/dev``, which shares no article with it. All but the negatives is the same: the model the
+second stage starts from, tokenizer, rows, their order, steps. ``dense`` mines with that model.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import statistics
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from hashlib import blake2b
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -29,13 +30,16 @@ NEGATIVES = 7
 """In the data; ``train_group_size - 1`` of them are drawn each time."""
 ROWS = 6_400
 """Questions trained on."""
-STEPS, BATCH, GROUP, LEARNING_RATE = 250, 16, 4, 2e-3
+FIRST = {"steps": 300, "batch": 32, "group": 1, "learning_rate": 2e-3}
+"""In-batch negatives only."""
+SECOND = {"steps": 250, "batch": 16, "group": 4, "learning_rate": 5e-4}
+"""With the arm's negatives."""
 VOCABULARY, HIDDEN, LAYERS = 8_000, 128, 1
 QUERY, PASSAGE = 32, 128
 """Tokens."""
 Row = dict[str, Any]
-Arm = Callable[[Path, Path, str], Path]
-"""Folder of the benchmark, JaQuAD, own name → rows with negatives."""
+Arm = Callable[[Path, Path, Path, str], Path]
+"""Folder of a seed, its trained first stage, JaQuAD, own name → rows with negatives."""
 
 
 def main() -> None:
@@ -48,25 +52,32 @@ def main() -> None:
         folder = options.output_dir or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
         prepare(data / "train", folder)
-        models = {seed: write_start(folder, data, seed) for seed in options.seeds}
         wanted = [name for name in ARMS if not options.arm or name in options.arm]
-        arms = {name: ARMS[name](folder, data, name) for name in wanted}
-        for name, path in arms.items():
-            print(f"{name}: {holding_the_answer(path)} of its negatives hold the answer", flush=True)
-        found: dict[str, list[float]] = {name: [] for name in arms}
+        found: dict[str, list[float]] = {name: [] for name in ("first stage", *wanted)}
         for seed in options.seeds:
-            for name, path in arms.items():
+            own = folder / f"seed-{seed}"
+            own.mkdir(exist_ok=True)
+            start = write_start(folder, data, seed)
+            found["first stage"].append(train(folder / "train.jsonl", start, data / "dev", own / "first", seed, FIRST))
+            print(f"first stage, seed {seed}: nDCG@10 {found['first stage'][-1]:.4f}", flush=True)
+            for name in wanted:
+                rows = ARMS[name](own, own / "first", data, name)
                 started = time.monotonic()
-                found[name].append(train(path, models[seed], data / "dev", folder / "run", seed, options.steps))
+                value = train(rows, own / "first" / "model", data / "dev", own / name, seed, SECOND)
+                found[name].append(value)
                 seconds = time.monotonic() - started
-                print(f"{name}, seed {seed}: nDCG@10 {found[name][-1]:.4f} after {seconds:.0f} s", flush=True)
+                holding = holding_the_answer(rows)
+                print(
+                    f"{name}, seed {seed}: nDCG@10 {value:.4f} after {seconds:.0f} s; {holding} of its negatives hold "
+                    "the answer",
+                    flush=True,
+                )
         print(table(found))
 
 
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mining_quality", description=__doc__)
-    parser.add_argument("--steps", type=int, default=STEPS, help="optimizer steps of every training")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arm", action="append", choices=list(ARMS), help="this one only; repeatable")
     parser.add_argument("--output-dir", type=Path, help="keep data and runs there")
@@ -98,28 +109,29 @@ def prepare(source: Path, folder: Path) -> None:
     write(folder / "train.jsonl", rows)
 
 
-def random_negatives(folder: Path, data: Path, name: str) -> Path:
+def random_negatives(folder: Path, model: Path, data: Path, name: str) -> Path:
     """Any paragraphs but the row's own: what `embed mine` has to beat."""
     import numpy as np
 
     rng = np.random.default_rng(0)
     texts = {row["_id"]: f"{row['title']} {row['text']}" for row in read(data / "train" / "corpus.jsonl")}
     keys = sorted(texts)
-    rows = read(folder / "train.jsonl")
+    rows = read(folder.parent / "train.jsonl")
     for row in rows:
         drawn = [keys[n] for n in rng.permutation(len(keys))[: NEGATIVES + 1]]
         row["neg"] = [texts[key] for key in drawn if key not in row["doc_id"]][:NEGATIVES]
     return write(folder / f"{name}.jsonl", rows)
 
 
-def mined(*arguments: str) -> Arm:
-    """An arm by ``embed mine``."""
+def mined(*arguments: str, dense: bool = False) -> Arm:
+    """An arm by ``embed mine``; ``dense``: with the model of the first stage."""
 
-    def make(folder: Path, data: Path, name: str) -> Path:
+    def make(folder: Path, model: Path, data: Path, name: str) -> Path:
         output = folder / f"{name}.jsonl"
-        command = [sys.executable, "-m", "embed_cli", "mine", str(folder / "train.jsonl"), "--output", str(output)]
-        command += ["--corpus", str(data / "train"), "-n", str(NEGATIVES), "--overwrite", *arguments]
-        subprocess.run(command, check=True)
+        command = [sys.executable, "-m", "embed_cli", "mine", str(folder.parent / "train.jsonl")]
+        command += ["--output", str(output), "--corpus", str(data / "train"), "-n", str(NEGATIVES), "--overwrite"]
+        by = ["--by", "dense", "--model", str(model)] if dense else []
+        subprocess.run([*command, *by, *arguments], check=True)
         return output
 
     return make
@@ -149,8 +161,8 @@ def write_start(folder: Path, data: Path, seed: int) -> Path:
     return directory
 
 
-def train(rows: Path, model: Path, evaluation: Path, output: Path, seed: int, steps: int) -> float:
-    """nDCG@10 on the questions of ``evaluation`` after ``steps``."""
+def train(rows: Path, model: Path, evaluation: Path, output: Path, seed: int, stage: Mapping[str, Any]) -> float:
+    """nDCG@10 on the questions of ``evaluation`` after the stage."""
     from embed_bge import BGETrainer, BGETrainerConfig
 
     config = BGETrainerConfig(
@@ -161,12 +173,12 @@ def train(rows: Path, model: Path, evaluation: Path, output: Path, seed: int, st
         seed=seed,
         unified_finetuning=False,
         sentence_pooling_method="mean",
-        train_group_size=GROUP,
-        per_device_train_batch_size=BATCH,
+        train_group_size=stage["group"],
+        per_device_train_batch_size=stage["batch"],
         query_max_len=QUERY,
         passage_max_len=PASSAGE,
-        learning_rate=LEARNING_RATE,
-        max_steps=steps,
+        learning_rate=stage["learning_rate"],
+        max_steps=stage["steps"],
     )
     overrides = {"checkpoint": {"every_minutes": 0}, "tracking": {"report_to": []}, "engine": {"device": "cpu"}}
     result = BGETrainer(config=config, overrides=overrides, announce=lambda line: None).train(overwrite=True)
@@ -188,7 +200,7 @@ def table(found: dict[str, list[float]]) -> str:
     for name, values in found.items():
         against = [a - b for a, b in zip(values, found.get("random", values), strict=True)]
         cells = "".join(f"  {value:.4f}" for value in values)
-        over = "" if name == "random" else "  ".join(f"{gain:+.4f}" for gain in against)
+        over = "" if name in ("random", "first stage") else "  ".join(f"{gain:+.4f}" for gain in against)
         lines.append(f"{name:<12}{cells}  {statistics.mean(values):.4f}   {over}")
     return "\n".join(lines)
 
@@ -207,9 +219,7 @@ def write(path: Path, rows: Sequence[Row]) -> Path:
 ARMS: dict[str, Arm] = {
     "random": random_negatives,
     "bm25": mined(),
-    "r5": mined("--ranks", "5-100"),
-    "r10s": mined("--ranks", "10-60", "--draw", "sample"),
-    "s50": mined("--ranks", "1-50", "--draw", "sample"),
+    "dense": mined("--absolute-margin", "0", dense=True),
 }
 
 if __name__ == "__main__":
