@@ -3,7 +3,7 @@
     python -m benchmarks.mining_quality
 
 A small random model (dense, one layer) learns from questions of ``jaquad/train`` with the batch's other paragraphs as
-negatives, as a first stage; then it goes on with negatives from all paragraphs of that split, random ones or mined ones,
+negatives, as a first stage; then it goes on with negatives from all paragraphs of that split, random or mined ones,
 and is measured on ``jaquad/dev``, which shares no article with it. All but the negatives is the same: the model the
 second stage starts from, tokenizer, rows, their order, steps. ``dense`` mines with that model.
 """

@@ -26,8 +26,15 @@ def ranks() -> Iterator[Ranks]:
 
 
 def zero(engine: EngineConfig, ranks: Ranks) -> dict[str, Any]:
-    found: dict[str, Any] = sharding.deepspeed_config(engine, TrainConfig(), ranks)["zero_optimization"]
+    found: dict[str, Any] = sharding.deepspeed_config(engine, TrainConfig(), ranks, 1)["zero_optimization"]
     return found
+
+
+@pytest.mark.parametrize(("trainable", "bucket"), [(0, 2), (600, 600), (601, 602), (10**12, BUCKET_ELEMENTS)])
+def test_buffers_are_no_larger_than_what_is_trained(trainable: int, bucket: int, ranks: Ranks) -> None:
+    found = sharding.deepspeed_config(EngineConfig(zero_stage=2), TrainConfig(), ranks, trainable)
+    sizes = [found["zero_optimization"][f"{name}_bucket_size"] for name in ("reduce", "allgather")]
+    assert sizes == [bucket, bucket]
 
 
 def test_a_real_adamw() -> None:
@@ -47,8 +54,8 @@ def test_a_real_adamw() -> None:
     assert found.held == found.weights + found.gradients + found.moments
 
 
-def live() -> dict[int, int]:
-    """Bytes of all storages on the CPU, buffers that nobody has filled left out."""
+def live(bucket: int = 0) -> dict[int, int]:
+    """Bytes of all storages on the CPU, the buffers of ``bucket`` elements left out."""
     gc.collect()
     found = {}
     with warnings.catch_warnings():
@@ -59,7 +66,7 @@ def live() -> dict[int, int]:
         tensors += [one.grad for one in tensors if one.is_leaf and one.grad is not None]
         for one in tensors:
             storage = one.untyped_storage()
-            if storage.nbytes() < BUCKET_ELEMENTS:
+            if storage.nbytes() not in (2 * bucket, 4 * bucket):
                 found[storage.data_ptr()] = storage.nbytes()
     return found
 
@@ -68,12 +75,14 @@ def live() -> dict[int, int]:
     ("precision", "stage"),
     [("fp32", 0), ("fp32", 1), ("fp32", 2), ("bf16", 0), ("bf16-weights", 1), ("bf16-weights", 3)],
 )
-def test_a_real_engine(precision: str, stage: int, ranks: Ranks) -> None:
+def test_a_real_engine(precision: str, stage: int, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a backward that follows a step: weights, gradients, masters and moments are all there."""
+    bucket = 10**6
+    monkeypatch.setattr(sharding, "count_parameters", lambda parameters: bucket)
     before = live()
     engine = EngineConfig.model_validate({"precision": precision, "zero_stage": stage})
     module = sharding.Trainable(TinyModel(vocabulary=3000, width=64), None)
-    total = sharding.count_parameters(module.parameters())
+    total = sum(p.numel() for p in module.parameters())
     built = sharding.initialize(module, engine, TrainConfig(), ranks, lambda line: None)
     for step in range(2):
         loss = built(input_ids=torch.randint(1, 2999, (2, 8))).dense_ND.sum()
@@ -82,7 +91,7 @@ def test_a_real_engine(precision: str, stage: int, ranks: Ranks) -> None:
         if step == 0:
             built.step()
     del loss
-    real = sum(size for pointer, size in live().items() if pointer not in before)
+    real = sum(size for pointer, size in live(bucket).items() if pointer not in before)
     found = state_memory(total, total, precision, 1, zero(engine, ranks), on_gpu=False)
     assert found.held == pytest.approx(real, rel=0.03)
     assert found.held / total == (20 if precision == "fp32" and stage else 16)

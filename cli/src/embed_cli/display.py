@@ -159,7 +159,11 @@ class RichDisplay(Display):
             f"ETA {clock_time(self._recent.seconds_left(event))}",
         )
         width = self._console.width
-        return Group(bar, _wrapped(loss_fields(event), width), _wrapped(speed_fields(event, self._recent), width))
+        return Group(
+            bar,
+            _wrapped([*phase_fields(event), *loss_fields(event)], width),
+            _wrapped(speed_fields(event, self._recent), width),
+        )
 
 
 class Recent:
@@ -203,8 +207,14 @@ class Recent:
 
 def step_line(event: StepEvent, recent: Recent) -> str:
     """``step 10/300  loss 2.3141  dense 2.1034  …  412 rows/s  …  ETA 1:34``."""
-    fields = [f"step {event.step}/{event.total_steps}", *loss_fields(event), *speed_fields(event, recent)]
+    fields = [f"step {event.step}/{event.total_steps}", *phase_fields(event), *loss_fields(event)]
+    fields += speed_fields(event, recent)
     return "  ".join([*fields, f"ETA {clock_time(recent.seconds_left(event))}"])
+
+
+def phase_fields(event: StepEvent) -> list[str]:
+    """The phase, in a run that has several."""
+    return [event.phase] if event.phase else []
 
 
 def loss_fields(event: StepEvent) -> list[str]:
@@ -232,7 +242,7 @@ def evaluation_lines(event: StepEvent) -> list[str]:
         rows.setdefault((evaluator, way_label(way)), []).append(f"{measure} {value:.3f}")
     evaluator_width = max((len(evaluator) for evaluator, _ in rows), default=0)
     way_width = max((len(way) for _, way in rows), default=0)
-    step = f"step {event.step}"
+    step = "  ".join([f"step {event.step}", *phase_fields(event)])
     return [
         "  ".join(part for part in (step, evaluator.ljust(evaluator_width), way.ljust(way_width), *cells) if part)
         for (evaluator, way), cells in rows.items()

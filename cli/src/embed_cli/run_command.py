@@ -66,12 +66,16 @@ def execute(request: RunRequest) -> None:
 def resolve(request: RunRequest, world_size: int) -> tuple[RunConfig, pluggy.PluginManager, Registry]:
     """Activate the plugins and resolve the config. Raises EmbedError for everything a user can mend."""
     from embed_core.config import document, load
+    from embed_core.config.shipped import find_config
     from embed_core.plugins import activate
 
     path = _config_path(request)
+    active = activate(request.plugins) if request.plugins else None
+    if path and active and request.config:  # a file that is not here may be one that the first plugin's recipe ships
+        path = find_config(request.config, active[1].recipe(request.plugins[0]))
     given = document.read(path) if path else document.Document()
     names = _plugin_names(request, given)
-    manager, registry = activate(names)
+    manager, registry = active or activate(names)
     recipe = registry.recipe(names[0]) if names and not _is_complete(given) else None
     if recipe is None and path is None:
         raise ConfigError(f"plugin {names[0]!r} has no default recipe: give --config FILE")

@@ -50,6 +50,9 @@ class BuildContext:
     """A folder of this phase, in a run with phases: what a component computes once (rows mined with ``encoder``) it
     keeps here and finds here after a resume, where ``encoder`` has moved on. Shared by the ranks, emptied by a new run;
     ``None`` outside a run."""
+    wrapped_modules: frozenset[str] = frozenset()
+    """Kinds of sentence-transformers modules (``Dense``) that a model around the one being built reads from its
+    directory itself; any other that a model kind does not know is an error."""
     _dataset: Dataset | None = None
 
     def dataset(self) -> Dataset:

@@ -18,6 +18,20 @@ def identity(item: Item) -> int:
     return int.from_bytes(blake2b(data, digest_size=8).digest(), "little", signed=True) or 1
 
 
+def sameness(item: Item) -> object:
+    """Something hashable that is equal for equal items: a text itself, else the ``identity`` bytes; ``None`` for an
+    item that has none, of which nobody knows what it equals."""
+    return item if isinstance(item, str) else getattr(item, "identity", None)
+
+
+def described(item: Item) -> str:
+    """An item for displays: a text itself, else what its ``describe()`` says, else its ``repr``."""
+    if isinstance(item, str):
+        return item
+    describe = getattr(item, "describe", None)
+    return str(describe()) if callable(describe) else repr(item)
+
+
 def key_identity(key: str | None) -> int:
     """Identity of an external id, kept apart from texts that read the same; 0 for none."""
     return 0 if key is None else identity(b"key\0" + key.encode("utf-8", "surrogatepass"))

@@ -25,16 +25,16 @@ class ProgressLines:
         """Announce the event where it is due; rank 0 only."""
         if event.rank != 0:
             return
+        phase = f"  {event.phase}" if event.phase else ""
         if event.evaluation is not None:
-            self._announce(f"step {event.step}  {_values(event.evaluation)}")
+            self._announce(f"step {event.step}{phase}  {_values(event.evaluation)}")
             return
         now = self._clock()
         if self._shown is None or event.step == event.total_steps or now - self._shown >= self._every:
             self._shown = now
             speed = f"{rate(event.rows, event.seconds):,.0f} rows/s"
-            self._announce(
-                f"step {event.step}/{event.total_steps}  loss {event.loss:.4f}  {_values(event.metrics)}  {speed}"
-            )
+            step = f"step {event.step}/{event.total_steps}{phase}"
+            self._announce(f"{step}  loss {event.loss:.4f}  {_values(event.metrics)}  {speed}")
 
 
 def _values(values: Mapping[str, float]) -> str:

@@ -21,7 +21,10 @@ if TYPE_CHECKING:
 
 Role = Literal["query", "passage"]
 Item = Any
-"""What a dataset yields for one side of a pair: a text for text models; a plugin may define others (an image)."""
+"""What a dataset yields for one side of a pair: a text for text models; a plugin may define others (an image).
+
+An item that is no text has ``identity`` bytes, equal where items are the same (batches encode it once, losses know it
+again), and ``describe()``, one line for displays."""
 
 
 @dataclass(frozen=True, slots=True)

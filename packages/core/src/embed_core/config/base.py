@@ -13,6 +13,7 @@ from pydantic_core import PydanticCustomError
 from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
+    from embed_core.config.run import RunConfig
     from embed_core.context import BuildContext
     from embed_core.protocols import Checkpointer, Dataset, Evaluator, Loss, Model, Sampler
 
@@ -85,8 +86,9 @@ class SamplerConfig(Component):
     batch_size: int = Field(default=64, gt=0)
     """Rows of one GLOBAL batch, over all ranks: the rows that are each other's in-batch negatives."""
 
-    def phases(self) -> Sequence[Mapping[str, Any]]:
-        """The phases this sampler brings to a run that names none: mappings as in ``RunConfig.phases``."""
+    def phases(self, run: RunConfig) -> Sequence[Mapping[str, Any]]:
+        """The phases this sampler brings to ``run``, which names none: mappings as in ``RunConfig.phases``. ``run`` is
+        there to be built on: its loss with another option, for instance."""
         return ()
 
     @abstractmethod
@@ -156,6 +158,12 @@ class Recipe(Section):
     name: ClassVar[str]
     """Equals the plugin's entry-point name for its default recipe."""
 
+    teacher_model_name: str | None = None
+    """A teacher to learn from besides, for any recipe: a model directory or a model of the hub (needs embed-distill);
+    None = none."""
+    distillation_alpha: float = Field(default=0.5, ge=0, le=1)
+    """Share of the teacher in the loss, where there is one; the recipe's own loss has the rest."""
+
     @abstractmethod
     def compile(self, world_size: int) -> dict[str, Any]:
         """The run as a plain nested mapping, validated as ``RunConfig`` afterwards.
@@ -166,6 +174,16 @@ class Recipe(Section):
     def sanity(self) -> dict[str, Any]:
         """What ``--sanity`` lays over the compiled run, besides the core's own small steps: smaller data, model."""
         return {}
+
+    def teacher(self) -> dict[str, Any] | None:
+        """The teacher as a mapping of embed-distill's, ``None`` without one. A recipe whose items are no texts, or which
+        compiles its teacher itself, has its own."""
+        return None if self.teacher_model_name is None else {"name_or_path": self.teacher_model_name}
+
+    @classmethod
+    def shipped(cls) -> Path | None:
+        """The folder of the config files that come with the recipe, found by name (``--config NAME``); None = none."""
+        return None
 
 
 def resolved_path(value: str, base: Path | None = None) -> Path:

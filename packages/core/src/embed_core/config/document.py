@@ -10,6 +10,7 @@ from typing import Any
 
 import yaml
 
+from embed_core.config.comments import JSON_SUFFIXES, without_comments
 from embed_core.errors import ConfigError, did_you_mean
 
 KeyPath = tuple[str | int, ...]
@@ -21,6 +22,9 @@ class Document:
 
     data: dict[str, Any] = field(default_factory=dict)
     places: dict[KeyPath, str] = field(default_factory=dict)
+    name: str = ""
+    """Of the file, without its suffix; empty for what no file holds. Recipes find it as ``config_name`` in the context
+    of their validation."""
 
     def place(self, path: KeyPath) -> str:
         """The place of ``path`` or of its nearest written parent; empty when nothing of it was written."""
@@ -31,7 +35,8 @@ class Document:
 
 
 def read(path: Path) -> Document:
-    """Read a YAML or JSON file. Raises ConfigError with file:line for syntax errors and duplicate keys."""
+    """Read a YAML or JSON file, this one with comments or without. Raises ConfigError with file:line for syntax errors
+    and duplicate keys."""
     try:
         text = path.read_text(encoding="utf-8")
     except FileNotFoundError:
@@ -40,7 +45,9 @@ def read(path: Path) -> Document:
         raise ConfigError(f"config file {str(path)!r} does not exist: {hint}") from None
     except (OSError, UnicodeDecodeError) as error:
         raise ConfigError(f"config file {str(path)!r} cannot be read: {error}") from None
-    return parse(text, str(path))
+    document = parse(without_comments(text) if path.suffix in JSON_SUFFIXES else text, str(path))
+    document.name = path.stem
+    return document
 
 
 def parse(text: str, name: str) -> Document:

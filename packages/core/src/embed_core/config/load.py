@@ -13,6 +13,7 @@ from pydantic import BaseModel, ValidationError
 from embed_core.config.base import CheckpointConfig, Component, Recipe, SamplerConfig
 from embed_core.config.document import Document, KeyPath, lay_over
 from embed_core.config.run import RunConfig
+from embed_core.config.taught import check_kinds, taught
 from embed_core.errors import ConfigError, EmbedError, did_you_mean
 from embed_core.registry import Registry
 
@@ -22,8 +23,11 @@ SANITY: Mapping[str, Any] = {
     "train": {"max_steps": 4, "gradient_accumulation_steps": 1, "evaluate_every_steps": 0},
     "checkpoint": {"every_steps": 2},
 }
-"""What ``--sanity`` lays over any run, besides 8 rows a batch (one per rank, where there are more ranks): enough for
-data, step, checkpoint and evaluation to have happened."""
+"""What ``--sanity`` lays over any run and its phases, besides 8 rows a batch (one per rank, where there are more ranks):
+enough for data, step, checkpoint and evaluation to have happened."""
+
+PHASE_PARTS = ("sampler", "train")
+"""Parts of a phase that ``--sanity`` and ``--max-steps`` are about, where it has them."""
 
 
 @dataclass(frozen=True)
@@ -47,15 +51,25 @@ def resolve(registry: Registry, request: Request) -> RunConfig:
     compiled, sanity = _compile(request, registry, layers, recipe_fields)
     run: Any = _lay_over_run(compiled, _only(request.document.data, recipe_fields, inside=False))
     if request.sanity:
-        small = {"sampler": {"batch_size": max(8, request.world_size)}}
-        run = _lay_over_run(run, {**SANITY, **small})
-        run |= {"phases": [lay_over(p, small) if p.get("sampler") else p for p in run.get("phases", ())]}
+        small = {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}}
+        run = _in_phases(_lay_over_run(run, small), small)
     run = _lay_over_run(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
     if request.sanity:
         run = _lay_over_run(run, sanity)
     run = _lay_over_run(run, _only(request.overrides.data, recipe_fields, inside=False))
-    run = _lay_over_run(run, _flags(request.flags))
-    return _validate(RunConfig, run, layers, registry)
+    run = _in_phases(_lay_over_run(run, _flags(request.flags)), _flags(request.flags))
+    config = _validate(RunConfig, run, layers, registry)
+    return _taught(config, _recipe(request, registry, layers, recipe_fields), layers, registry)
+
+
+def _taught(config: RunConfig, recipe: Recipe | None, layers: Sequence[Document], registry: Registry) -> RunConfig:
+    """With the recipe's teacher, around what all keys together have made of data and loss: they mean what they mean
+    without a teacher, and faults are told before."""
+    teacher = None if recipe is None else recipe.teacher()
+    if recipe is None or teacher is None:
+        return config
+    check_kinds(registry, _place(("teacher_model_name",), layers), recipe.teacher_model_name)
+    return _validate(RunConfig, taught(plain(config), teacher, recipe.distillation_alpha), layers, registry)
 
 
 def _lay_over_run(run: Any, top: Mapping[str, Any]) -> Any:
@@ -74,16 +88,36 @@ def _lay_over_run(run: Any, top: Mapping[str, Any]) -> Any:
     return lay_over(run, {**top, **kept})
 
 
+def _in_phases(run: Any, top: Mapping[str, Any]) -> Any:
+    """``top`` also over those parts that a phase has of its own: a phase is as small, and as short, as the run."""
+    phases = run.get("phases")
+    if not isinstance(phases, (list, tuple)):
+        return run
+    small = [
+        lay_over(phase, {key: value for key, value in top.items() if key in PHASE_PARTS and phase.get(key) is not None})
+        if isinstance(phase, Mapping)
+        else phase
+        for phase in phases
+    ]
+    return {**run, "phases": small}
+
+
 def _compile(
     request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
+    recipe = _recipe(request, registry, layers, recipe_fields)
+    return ({}, {}) if recipe is None else (recipe.compile(request.world_size), recipe.sanity())
+
+
+def _recipe(
+    request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]
+) -> Recipe | None:
     if request.recipe is None:
-        return {}, {}
+        return None
     keys: Any = {}
     for layer in layers:
         keys = lay_over(keys, _only(layer.data, recipe_fields, inside=True))
-    recipe = _validate(request.recipe, keys, layers, registry)
-    return recipe.compile(request.world_size), recipe.sanity()
+    return _validate(request.recipe, keys, layers, registry)
 
 
 def _set_by_recipe_keys(
@@ -134,7 +168,7 @@ def _check_roots(layers: Sequence[Document], recipe_fields: set[str], recipe: ty
 
 def _validate(cls: type[ModelT], data: Mapping[str, Any], layers: Sequence[Document], registry: Registry) -> ModelT:
     try:
-        return cls.model_validate(data, context={"registry": registry})
+        return cls.model_validate(data, context={"registry": registry, "config_name": layers[0].name})
     except ValidationError as error:
         lines = [_message(cls, data, fault, layers, registry) for fault in error.errors(include_url=False)]
         raise ConfigError("\n".join(dict.fromkeys(lines))) from None
@@ -159,7 +193,7 @@ def _message(
         return f"{prefix}: {article} {slot} needs a `kind`, one of: {', '.join(sorted(registry.kinds(slot)))}"
     message = str(fault["msg"]).removeprefix("Value error, ")
     if fault["type"] == "value_error":  # our own validators name the value themselves
-        return f"{prefix}: {message}"
+        return f"{prefix}: {message}" if prefix else message
     message = message[:1].lower() + message[1:]
     return f"{prefix}: {message}, got {_short(fault['input'])}"
 

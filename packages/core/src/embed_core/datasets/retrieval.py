@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     from embed_core.datasets.row_table import Blocks
+    from embed_core.datasets.rows import Row
     from embed_core.datasets.sources import RowSource
     from embed_core.protocols import Announce
     from embed_core.types import Example, RetrievalSet
@@ -64,6 +65,10 @@ class RetrievalDataset:
         number = self._rows[row]
         drawn_from = self._catalogue.row(number)
         return draw_example(drawn_from, row, self._catalogue.source(number).name, self._options, rng)
+
+    def row(self, row: int) -> Row:
+        """Training row ``row`` with all that is known of it."""
+        return self._catalogue.row(self._rows[row])
 
     def identities(self, row: int) -> Iterable[bytes]:
         """8-byte ids of the query, the positives and the positives' external ids."""

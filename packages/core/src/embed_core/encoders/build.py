@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
@@ -34,7 +34,7 @@ def build_model(config: TransformersEncoderConfig, context: BuildContext) -> Tra
     """The model of a run. Raises CheckpointError for a model that is not there or cannot be used as it was made."""
     if config.name_or_path != FROM_SCRATCH:
         directory = model_directory(config.name_or_path, config.revision)
-        saved = read_saved(directory)
+        saved = read_saved(directory, context.wrapped_modules)
         encoder = load_encoder(directory, trust_remote_code=config.trust_remote_code, seed=context.seed)
         tokenizer = load_tokenizer(directory, trust_remote_code=config.trust_remote_code)
         if saved.pooling and config.pooling and saved.pooling != config.pooling:
@@ -52,13 +52,14 @@ def build_model(config: TransformersEncoderConfig, context: BuildContext) -> Tra
     return TransformersEncoder(_filled(config, Saved()), encoder, tokenizer)
 
 
-def read_saved(directory: Path) -> Saved:
-    """Pooling and prompts. Raises CheckpointError for modules that this model kind does not have."""
+def read_saved(directory: Path, wrapped: Collection[str] = ()) -> Saved:
+    """Pooling and prompts. Raises CheckpointError for modules that this model kind does not have, but for the kinds
+    that are ``wrapped`` (see ``BuildContext.wrapped_modules``)."""
     modules = _json(directory / "modules.json")
     if not isinstance(modules, list):
         return Saved()
     kinds = {str(entry.get("type", "")).rsplit(".", 1)[-1]: entry for entry in modules if isinstance(entry, dict)}
-    others = sorted(set(kinds) - MODULES)
+    others = sorted(set(kinds) - MODULES - set(wrapped))
     if others:
         raise CheckpointError(
             f"{directory / 'modules.json'}: the model has a module {others[0]}, which `transformers-encoder` would "

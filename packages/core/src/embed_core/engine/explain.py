@@ -17,9 +17,10 @@ from embed_core.engine.parts import Parts
 from embed_core.engine.plan_target import ranks_of
 from embed_core.engine.trainer import Pace
 from embed_core.errors import ConfigError
+from embed_core.identity import described
 from embed_core.protocols import Announce, Dataset
 from embed_core.registry import Registry
-from embed_core.types import Example, Item
+from embed_core.types import Example
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,7 +30,7 @@ class TextView:
     part: str
     """``query``, ``positive`` or ``negative``."""
     text: str
-    """As the dataset gave it; an item that is no text, by its ``repr``."""
+    """As the dataset gave it; an item that is no text, as it describes itself."""
     tokens: int
     """After truncation, special tokens and prompt included."""
     uses: int
@@ -184,7 +185,7 @@ def _rows(examples: Sequence[Example], host: HostBatch, rank: int) -> list[RowVi
 def _texts(example: Example, indices: Sequence[int], host: HostBatch, uses: Counter[int]) -> list[TextView]:
     count = len(example.passages)
     return [
-        TextView(part, _readable(item), host.encoded[index].length, uses[index], score, key)
+        TextView(part, described(item), host.encoded[index].length, uses[index], score, key)
         for part, item, index, score, key in zip(
             ("query", "positive", *["negative"] * (count - 1)),
             (example.query, *example.passages),
@@ -209,7 +210,3 @@ def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig, cutting: Cutting) 
             own = [host.encoded[i].length for i in chunk]
             views.append(ChunkView(rank, len(chunk), sum(own), cutting.tokens(lengths[rank], chunk), max(own)))
     return views
-
-
-def _readable(item: Item) -> str:
-    return item if isinstance(item, str) else repr(item)

@@ -9,7 +9,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from embed_core.errors import DataError
-from embed_core.identity import identity, key_identity
+from embed_core.identity import identity, key_identity, sameness
 from embed_core.protocols import Dataset
 from embed_core.tokens.cached import Tokenizes
 from embed_core.types import Encoded, Example, Item, Role
@@ -140,8 +140,10 @@ class _Pool:
 
 
 def _tokenize(model: Tokenizes, texts: Sequence[tuple[Item, str | None]], role: Role) -> list[Encoded]:
-    """Token lists of (item, prompt) pairs; a text that fills several places is tokenised once."""
-    names = [pair if isinstance(pair[0], str) else place for place, pair in enumerate(texts)]
+    """Token lists of (item, prompt) pairs; an item that fills several places is tokenised once."""
+    same = [sameness(item) for item, _ in texts]
+    # What cannot be compared is told apart by its place.
+    names = [place if one is None else (one, texts[place][1]) for place, one in enumerate(same)]
     first: dict[object, int] = {}
     for place, name in enumerate(names):
         first.setdefault(name, place)

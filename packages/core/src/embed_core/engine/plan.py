@@ -49,7 +49,8 @@ def plan(
     parameters, cost = flops.count(Trainable(model, loss)), flops.cost_of(model)
     probe = measures.ready(model, engine, target.ranks, here=target.here)
     found = survey(parts, model, request.batches, request.ranks)
-    zero = deepspeed_config(engine, config.train, ranks_of(request.ranks, on_gpu=target.on_gpu))["zero_optimization"]
+    meant = ranks_of(request.ranks, on_gpu=target.on_gpu)
+    zero = deepspeed_config(engine, config.train, meant, parameters.trainable)["zero_optimization"]
     state = state_memory(
         parameters.total, parameters.trainable, engine.precision, request.ranks, zero, on_gpu=target.on_gpu
     )

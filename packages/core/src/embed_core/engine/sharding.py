@@ -18,6 +18,7 @@ from embed_core.engine.compiling import compile_encoders
 from embed_core.engine.embedding import SharedTables
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.recompute import enable_checkpointing
+from embed_core.engine.state_memory import BUCKET_ELEMENTS
 from embed_core.errors import ConfigError
 from embed_core.protocols import Announce
 from embed_core.types import Embeddings
@@ -66,8 +67,12 @@ def parameter_groups(module: nn.Module, optimizer: OptimizerConfig) -> list[dict
     return [{"params": params, "weight_decay": decay} for params, decay in groups if params]
 
 
-def deepspeed_config(engine: EngineConfig, train: TrainConfig, ranks: Ranks) -> dict[str, Any]:
-    """DeepSpeed's JSON for this run. The loop draws its own batches, so the micro-batch size is nominal."""
+def deepspeed_config(engine: EngineConfig, train: TrainConfig, ranks: Ranks, trainable: int) -> dict[str, Any]:
+    """DeepSpeed's JSON for this run of ``trainable`` parameters. The loop draws its own batches, so the micro-batch
+    size is nominal."""
+    # A GPU reserves a buffer as large as it is said to be, two of them where communication overlaps the backward:
+    # 2 to 4 GB by default, for a model or for adapters of some millions. DeepSpeed wants an even number.
+    bucket = 2 * max(1, min(BUCKET_ELEMENTS, trainable + 1) // 2)
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": train.gradient_accumulation_steps,
@@ -77,6 +82,8 @@ def deepspeed_config(engine: EngineConfig, train: TrainConfig, ranks: Ranks) -> 
             "stage": effective_stage(engine),
             "overlap_comm": ranks.on_cuda,
             "contiguous_gradients": True,
+            "reduce_bucket_size": bucket,
+            "allgather_bucket_size": bucket,
             "stage3_gather_16bit_weights_on_model_save": False,
         },
         "zero_allow_untested_optimizer": True,
@@ -120,7 +127,9 @@ def initialize(
         eps=settings.epsilon,
         fused=True,
     )
-    built = deepspeed.initialize(model=module, optimizer=optimizer, config=deepspeed_config(engine, train, ranks))
+    trainable = count_parameters(p for p in module.parameters() if p.requires_grad)
+    config = deepspeed_config(engine, train, ranks, trainable)
+    built = deepspeed.initialize(model=module, optimizer=optimizer, config=config)
     if ranks.world_size == 1 and effective_stage(engine) == 0:
         built[0].enable_backward_allreduce = False  # alone, it would only copy every gradient there and back
     return built[0]

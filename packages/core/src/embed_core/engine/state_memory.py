@@ -25,7 +25,7 @@ from typing import Any
 HALF = ("bf16-weights", "fp16")
 """Precisions that keep weights and gradients in half; `bf16` converts them as it multiplies."""
 BUCKET_ELEMENTS = 500_000_000
-"""DeepSpeed's default of ``reduce_bucket_size``."""
+"""DeepSpeed's default of ``reduce_bucket_size``; the loop asks for less where fewer parameters are trained."""
 LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's default of ``stage3_max_live_parameters``."""
 

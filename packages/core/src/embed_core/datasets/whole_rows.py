@@ -1,0 +1,96 @@
+"""Datasets that show whole rows, not only what was drawn of them; and one whose rows are another's, changed."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from dataclasses import replace
+from typing import TYPE_CHECKING, Protocol, runtime_checkable
+
+from embed_core.datasets.draw import DrawOptions, draw_example
+from embed_core.datasets.shared_ids import blocks_of
+from embed_core.errors import ConfigError
+from embed_core.protocols import CompletesExamples, Dataset
+
+if TYPE_CHECKING:
+    from collections.abc import Iterable, Iterator, Sequence
+
+    import numpy as np
+
+    from embed_core.datasets.rows import Row
+    from embed_core.datasets.shared_ids import Blocks
+    from embed_core.types import Example, RetrievalSet
+
+
+@runtime_checkable
+class HasRows(Dataset, Protocol):
+    """What a Dataset may have besides: its rows, with everything known of them."""
+
+    def row(self, row: int) -> Row:
+        """Training row ``row``: all its positives and negatives, in their stored order, with their scores."""
+        ...
+
+
+def with_rows(dataset: Dataset, who: str) -> HasRows:
+    """``dataset``, which has whole rows. Raises ConfigError, beginning with ``who``, where it has none."""
+    if isinstance(dataset, HasRows):
+        return dataset
+    raise ConfigError(
+        f"{who}: dataset {dataset.name!r} draws examples but does not show its rows ({type(dataset).__name__} has no "
+        "`row`): use rows of a file (kind file or retrieval)"
+    )
+
+
+class ChangedRows(ABC):
+    """``inner`` with other negatives; see :class:`embed_core.protocols.Dataset`.
+
+    Queries, positives, prompts, sources and the evaluation split stay ``inner``'s. ``negatives`` are drawn per row, as
+    :func:`embed_core.datasets.draw.draw_example` draws them.
+    """
+
+    def __init__(self, inner: HasRows, negatives: int) -> None:
+        self.inner, self.negatives = inner, negatives
+        self.name = inner.name
+
+    @abstractmethod
+    def row(self, row: int) -> Row:
+        """Row ``row`` as it is here."""
+
+    @abstractmethod
+    def fingerprint(self) -> str:
+        """Hex digest of the content, ``inner``'s included."""
+
+    def __len__(self) -> int:
+        return len(self.inner)
+
+    def example(self, row: int, rng: np.random.Generator) -> Example:
+        """Row ``row``, drawn. What ``inner`` says of any row's prompts and source holds here too."""
+        drawn = draw_example(self.row(row), row, "", DrawOptions(self.negatives), rng)
+        told = self.inner.example(row, rng)
+        return replace(drawn, query_prompt=told.query_prompt, passage_prompt=told.passage_prompt, source=told.source)
+
+    def complete(self, examples: Sequence[Example]) -> list[Example]:
+        """As ``inner`` completes them (:class:`embed_core.protocols.CompletesExamples`)."""
+        return self.inner.complete(examples) if isinstance(self.inner, CompletesExamples) else list(examples)
+
+    def identities(self, row: int) -> Iterable[bytes]:
+        """``inner``'s."""
+        return self.inner.identities(row)
+
+    def identity_blocks(self) -> Blocks:
+        """The same of all rows, in blocks, as fast as ``inner`` gives them."""
+        own = getattr(self.inner, "identity_blocks", None)
+        blocks: Blocks = own() if own else blocks_of(self.identities(row) for row in range(len(self)))()
+        return blocks
+
+    def source(self, row: int) -> str:
+        """``inner``'s."""
+        return self.inner.source(row)
+
+    def texts(self) -> Iterator[str]:
+        """Every text of the rows as they are here, each once."""
+        rows = (self.row(number) for number in range(len(self)))
+        yield from dict.fromkeys(text for row in rows for text in (row.query, *row.pos, *row.neg))
+
+    def held_out(self) -> RetrievalSet | None:
+        """``inner``'s."""
+        return self.inner.held_out()
