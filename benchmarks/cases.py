@@ -58,6 +58,10 @@ class Case:
     learning_rate: float = 1e-4
     mini_batch_size: int = 32
     """Texts of a chunk of sentence-transformers' cached loss; ours cuts by tokens."""
+    device: str = "cpu"
+    """``cpu``, one core of it, or ``cuda``."""
+    family: str = "xlm-roberta"
+    """Architecture: ``xlm-roberta``, or ``qwen3`` (causal, the last token's state)."""
 
     @property
     def timed_rows(self) -> int:
@@ -141,7 +145,33 @@ def by_default(case: Case) -> Case:
     return replace(case, name=f"{case.name}-defaults", precision="each its default", systems=systems)
 
 
+BGE_M3: dict[str, Any] = {"vocab_size": 250_002, "hidden": 1024, "layers": 24, "heads": 16}
+QWEN3: dict[str, Any] = {"vocab_size": 151_669, "hidden": 1024, "layers": 28, "heads": 16, "family": "qwen3"}
+GPU = tuple(
+    Case(
+        name=f"gpu-{name}",
+        title=f"{title}, in the shape of {like}, on a GPU",
+        loss=loss,
+        systems=(EMBED, System(peer, script)),
+        ratios=(Ratio("embed", peer, target),),
+        batch_size=rows,
+        steps=30,
+        skip=10,
+        repeats=2,
+        query_max_len=512,
+        passage_max_len=512,
+        device="cuda",
+        **shape,
+    )
+    for name, title, like, loss, peer, script, target, rows, shape in (
+        ("m3", "BGE-M3 unified, groups of 8, batch 16", "bge-m3", "m3", FLAG, "train_flagembedding", 4.0, 16, BGE_M3),
+        ("bge", "MNRL, batch 256", "bge-m3", "mnrl", ST, "train_sentence_transformers", 1.0, 256, BGE_M3),
+        ("qwen", "MNRL, batch 256", "Qwen3-0.6B", "mnrl", ST, "train_sentence_transformers", 1.0, 256, QWEN3),
+    )
+)
+"""The shapes that people train, in bf16; only where there is a CUDA device, and only when asked for."""
 CASES = (
+    *GPU,
     MNRL,
     CACHE,
     UNIFIED,

@@ -16,15 +16,26 @@ class Clock:
     def __init__(self) -> None:
         self.marks: list[tuple[float, float]] = []
         self.losses: list[float] = []
+        self.flops: list[float] = []
+        """Of each step, and :attr:`peak_flops` per second of the device: where the trainer knows them."""
+        self.peak_flops = 0.0
 
     def mark(self) -> None:
-        """A step has ended."""
+        """A step has ended, on the device too."""
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            torch.cuda.synchronize()
         self.marks.append((time.perf_counter(), time.process_time()))
 
     def write(self, path: Path) -> None:
-        """The measurement as JSON. ``peak_mib`` is the process's largest resident memory until now."""
+        """The measurement as JSON. ``peak_mib`` is the process's largest resident memory until now, or the
+        largest that torch had on a GPU."""
         peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # kilobytes on Linux
+        torch = sys.modules.get("torch")
+        if torch is not None and torch.cuda.is_initialized():
+            peak = torch.cuda.max_memory_allocated() / 2**20
         found = {"marks": self.marks, "losses": self.losses, "peak_mib": peak}
+        found |= {"flops": self.flops, "peak_flops": self.peak_flops}
         path.write_text(json.dumps(found), encoding="utf-8")
 
 

@@ -110,6 +110,9 @@ def write_model(case: Case, texts: Sequence[str], cache: Path, directory: Path) 
     longest = max(case.query_max_len, case.passage_max_len)
     pieces = min(case.vocab_size, 16_000)
     tokenizer = unigram_tokenizer(texts, pieces, cache, print, max_length=longest)
+    if case.family == "qwen3":
+        write_qwen3(case, tokenizer, directory)
+        return tokenizer
     shape = EncoderShape(vocab_size=case.vocab_size, hidden=case.hidden, layers=case.layers, heads=case.heads)
     config = BGEM3ModelConfig(
         query_max_len=case.query_max_len,
@@ -122,6 +125,33 @@ def write_model(case: Case, texts: Sequence[str], cache: Path, directory: Path) 
     card = RunCard("benchmark", "from-scratch", {}, {"name": "benchmark", "rows": 0, "fingerprint": ""}, {}, "", 0, {})
     BGEM3Checkpointer().export(model, model.state_dict(), directory, card)
     return tokenizer
+
+
+def write_qwen3(case: Case, tokenizer: Any, directory: Path) -> None:
+    """A random Qwen3 with the proportions of Qwen3-0.6B, as sentence-transformers saves one."""
+    import torch
+    from sentence_transformers import SentenceTransformer
+    from sentence_transformers.models import Normalize, Pooling, Transformer
+    from transformers import Qwen3Config, Qwen3Model
+
+    torch.manual_seed(SEED)
+    config = Qwen3Config(
+        vocab_size=case.vocab_size,
+        hidden_size=case.hidden,
+        intermediate_size=3 * case.hidden,
+        num_hidden_layers=case.layers,
+        num_attention_heads=case.heads,
+        num_key_value_heads=max(1, case.heads // 2),
+        head_dim=2 * case.hidden // case.heads,
+        max_position_embeddings=max(case.query_max_len, case.passage_max_len),
+        pad_token_id=tokenizer.pad_token_id,
+        use_cache=False,
+    )
+    plain = directory.with_name(f"{directory.name}-plain")
+    Qwen3Model(config).save_pretrained(plain)
+    tokenizer.save_pretrained(plain)
+    modules = [Transformer(str(plain)), Pooling(case.hidden, pooling_mode="lasttoken"), Normalize()]
+    SentenceTransformer(modules=modules, device="cpu").save(str(directory))
 
 
 def tokens_per_row(tokenizer: Any, rows: Sequence[Row], case: Case) -> float:

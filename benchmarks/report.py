@@ -20,6 +20,10 @@ class Measurement:
     """Wall-clock and CPU seconds at the end of each step."""
     losses: Sequence[float]
     peak_mib: float
+    flops: Sequence[float] = ()
+    """Of the model in each step, where the system knows them: one forward and one backward, no padding."""
+    peak_flops: float = 0.0
+    """What the device can do per second."""
 
     def rows_per_second(self, case: Case, *, cpu: bool = False) -> float:
         """From the end of step ``skip`` to the end of the last one."""
@@ -53,19 +57,31 @@ def case_report(case: Case, repeats: Repeats, tokens_per_row: float) -> str:
 def speeds(case: Case, repeats: Repeats, tokens_per_row: float) -> str:
     """A line per system; medians, with the smallest and the largest of rows/s."""
     rows = []
+    per_row, peak = cost_of_a_row(case, repeats)
     for system in case.systems:
         good = [m for m in repeats[system.name] if m]
         failed = len(repeats[system.name]) - len(good)
         if not good:
-            rows.append([system.name, "failed", "", "", "", ""])
+            rows.append([system.name, "failed", "", "", "", "", ""])
             continue
         low, middle, high = spread([m.rows_per_second(case) for m in good])
         cpu = median([m.rows_per_second(case, cpu=True) for m in good])
         memory = max(m.peak_mib for m in good)
         count = f"{len(good)}" + (f" ({failed} failed)" if failed else "")
         rows.append([system.name, f"{middle:.2f} ({low:.2f}–{high:.2f})", f"{middle * tokens_per_row:,.0f}"])
-        rows[-1] += [f"{cpu:.2f}", f"{memory:,.0f}", count]
-    return table(["system", "rows/s", "tokens/s", "rows per CPU-second", "peak MiB", "runs"], rows)
+        used = f"{middle * per_row / peak:.1%}" if peak else ""
+        rows[-1] += [f"{cpu:.2f}", used, f"{memory:,.0f}", count]
+    return table(
+        ["system", "rows/s", "tokens/s", "rows per CPU-second", "of the peak FLOP/s", "peak MiB", "runs"], rows
+    )
+
+
+def cost_of_a_row(case: Case, repeats: Repeats) -> tuple[float, float]:
+    """FLOPs of a row and FLOP/s of the device, by the system that knows them: the work is the same for all. Zeros where
+    none does."""
+    for measured in (m for of in repeats.values() for m in of if m and m.peak_flops):
+        return sum(measured.flops[case.skip :]) / case.timed_rows, measured.peak_flops
+    return 0.0, 0.0
 
 
 def comparison(case: Case, repeats: Repeats) -> str:

@@ -15,7 +15,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from benchmarks.cases import CASES, LARGE, MAIN, Case, System
+from benchmarks.cases import CASES, GPU, LARGE, MAIN, Case, System
 from benchmarks.fixture import NEGATIVES, ROOT, SEED, read_rows, tokens_per_row, write_model, write_rows
 from benchmarks.report import Measurement, case_report
 
@@ -26,18 +26,19 @@ TIMEOUT = 1_200
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1",
     "TOKENIZERS_PARALLELISM": "false",
-    "DS_ACCELERATOR": "cpu",
     "HF_HUB_OFFLINE": "1",
-    "CUDA_VISIBLE_DEVICES": "",
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
 }
+ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
 PACKAGES = ("embed-core", "torch", "transformers", "deepspeed", "sentence-transformers", "FlagEmbedding")
 
 
 def main() -> None:
     """Run the cases that were asked for, print the report and write it beside the raw measurements."""
     options = parse()
-    chosen = [case for case in CASES if case.name in options.case] if options.case else default_cases(options.large)
+    chosen = [case for case in CASES if case.name in options.case] if options.case else default_cases(options)
+    if any(case.device == "cuda" for case in chosen) and not gpu():
+        sys.exit("no CUDA device is visible here: the GPU cases need one")
     folder = options.output_dir or ROOT / "runs" / f"bench-{datetime.now(UTC):%Y%m%d-%H%M%S}"
     folder.mkdir(parents=True)
     data, rows = read_rows()
@@ -56,14 +57,24 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     names = [case.name for case in CASES]
     parser.add_argument("--case", action="append", choices=names, help="run this case only; repeatable")
     parser.add_argument("--large", action="store_true", help="also the cases that need several GB")
+    parser.add_argument("--gpu", action="store_true", help="instead, the shapes of bge-m3 and Qwen3-0.6B on a GPU")
     parser.add_argument("--repeats", type=int, help="instead of each case's own number")
     parser.add_argument("--output-dir", type=Path, help="default: runs/bench-DATE-TIME")
     return parser.parse_args(arguments)
 
 
-def default_cases(large: bool) -> list[Case]:
-    """The main ones, and the large ones where asked for."""
-    return [case for case in CASES if case.name in MAIN or (large and case.name in LARGE)]
+def default_cases(options: argparse.Namespace) -> list[Case]:
+    """The main ones, and the large ones where asked for; or those of a GPU."""
+    if options.gpu:
+        return list(GPU)
+    return [case for case in CASES if case.name in MAIN or (options.large and case.name in LARGE)]
+
+
+def gpu() -> str:
+    """Name of the first CUDA device; empty where there is none."""
+    import torch
+
+    return torch.cuda.get_device_name(0) if torch.cuda.is_available() else ""
 
 
 def heading(data: str) -> str:
@@ -81,6 +92,7 @@ def hardware() -> str:
     models = [line.split(":", 1)[1].strip() for line in info.splitlines() if line.startswith("model name")]
     memory = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") / 2**30
     processor = models[0] if models else platform.processor()
+    processor = ", ".join(filter(None, [gpu(), processor]))
     return f"{processor}, {os.cpu_count()} cores, {memory:.0f} GiB, load {os.getloadavg()[0]:.1f} before the start"
 
 
@@ -115,6 +127,7 @@ def run_case(case: Case, rows: Sequence[dict[str, Any]], folder: Path, repeats: 
 def order(case: Case, system: System, model: Path, plain: Path, ordered: Path, place: Path) -> dict[str, Any]:
     """Everything a trainer is told."""
     same = ("loss", "batch_size", "steps", "query_max_len", "passage_max_len", "learning_rate", "mini_batch_size")
+    same += ("device", "family")
     return {
         "model": str(model),
         "rows": str(plain),
@@ -132,14 +145,15 @@ def train(system: System, told: dict[str, Any], place: Path) -> Measurement | No
     """One process on the last core; ``None`` where it failed, its output being in ``log.txt`` either way."""
     (place / "order.json").write_text(json.dumps(told, indent=1), encoding="utf-8")
     command = [sys.executable, "-m", f"benchmarks.{system.script}", str(place / "order.json")]
-    core = max(os.sched_getaffinity(0))
+    on_cpu = told["device"] == "cpu"
+    # The whole process on one core, tokenising threads included: two would measure who uses the second better.
+    pinned = ["taskset", "-c", str(max(os.sched_getaffinity(0)))] if on_cpu else []
+    environment = os.environ | ENVIRONMENT | (ON_CPU if on_cpu else {})
     started = time.monotonic()
     with (place / "log.txt").open("w", encoding="utf-8") as log:
         try:
-            # The whole process on one core, tokenising threads included: two would measure who uses the second better.
-            pinned = ["taskset", "-c", str(core), *command]
             subprocess.run(
-                pinned, cwd=ROOT, env=os.environ | ENVIRONMENT, stdout=log, stderr=log, timeout=TIMEOUT, check=True
+                [*pinned, *command], cwd=ROOT, env=environment, stdout=log, stderr=log, timeout=TIMEOUT, check=True
             )
         except (subprocess.SubprocessError, OSError) as error:
             log.write(f"\n{type(error).__name__} after {time.monotonic() - started:.0f} s: {error}\n")

@@ -22,6 +22,8 @@ class ClockObserver:
         assert event.rows == self.rows, f"a step had {event.rows} rows, not {self.rows}"
         self.clock.mark()
         self.clock.losses.append(event.loss)
+        self.clock.flops.append(event.flops or 0.0)
+        self.clock.peak_flops = event.peak_flops or 0.0
         if event.step == event.total_steps:
             self.clock.write(self.path)
 
@@ -31,6 +33,9 @@ def main() -> None:
     from embed_bge import BGETrainer, BGETrainerConfig
 
     order = read_order()
+    if order["family"] == "qwen3":
+        train_pairs(order)
+        return
     unified = order["loss"] == "m3"
     config = BGETrainerConfig(
         model_name_or_path=order["model"],
@@ -53,16 +58,52 @@ def main() -> None:
         warmup_ratio=0,
         weight_decay=0,
     )
-    overrides = {
+    BGETrainer(config=config, overrides=overrides(order), observers=[observer(order)]).train(overwrite=True)
+
+
+def train_pairs(order: dict[str, Any]) -> None:
+    """Any encoder that transformers loads, with InfoNCE: the recipe of embed-data."""
+    from embed_core.api import BaseRetrieverTrainer
+    from embed_data.recipe import DataRecipe
+
+    class PairsTrainer(BaseRetrieverTrainer):
+        plugin = "data"
+        recipe_class = DataRecipe
+
+    config = DataRecipe(
+        model_name_or_path=order["model"],
+        train_data=order["rows"],
+        held_out_rows=0,
+        output_dir=Path(order["output"]),
+        seed=order["seed"],
+        query_max_length=order["query_max_len"],
+        max_length=order["passage_max_len"],
+        negatives=0,
+        temperature=0.05,
+        learning_rate=order["learning_rate"],
+        max_steps=order["steps"],
+        per_device_train_batch_size=order["batch_size"],
+        warmup_ratio=0,
+        weight_decay=0,
+    )
+    PairsTrainer(config=config, overrides=overrides(order), observers=[observer(order)]).train(overwrite=True)
+
+
+def overrides(order: dict[str, Any]) -> dict[str, Any]:
+    """What is not the recipes' to say."""
+    return {
         # The peers mask no false negatives, and save nothing on the way.
         "sampler": {"kind": "shuffled", "batch_size": order["batch_size"]},
         "loss": {"mask": {"same_text": False, "same_id": False}},
         "checkpoint": {"every_minutes": 0},
-        "engine": {"strategy": order["strategy"], "precision": order["precision"]},
+        "engine": {"strategy": order["strategy"], "precision": order["precision"], "device": order["device"]},
         "tracking": {"report_to": []},
     }
-    observer = ClockObserver(Clock(), Path(order["measured"]), order["batch_size"])
-    BGETrainer(config=config, overrides=overrides, observers=[observer]).train(overwrite=True)
+
+
+def observer(order: dict[str, Any]) -> ClockObserver:
+    """The clock of the order."""
+    return ClockObserver(Clock(), Path(order["measured"]), order["batch_size"])
 
 
 if __name__ == "__main__":

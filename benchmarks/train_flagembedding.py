@@ -41,7 +41,7 @@ def arguments(order: Mapping[str, Any]) -> list[str]:
         "normalize_embeddings": True,
         "logging_steps": 1,
         "save_strategy": "no",
-        "use_cpu": True,
+        "use_cpu": order["device"] == "cpu",
         "report_to": "none",
         "disable_tqdm": True,
         "seed": order["seed"],

@@ -18,7 +18,7 @@ def main() -> None:
     order, clock = read_order(), Clock()
     rows = [json.loads(line) for line in Path(order["ordered_rows"]).read_text(encoding="utf-8").splitlines()]
     data = Dataset.from_dict({"anchor": [r["query"] for r in rows], "positive": [r["pos"][0] for r in rows]})
-    model = SentenceTransformer(order["model"], device="cpu")
+    model = SentenceTransformer(order["model"], device=order["device"])
     model.max_seq_length = order["passage_max_len"]
     if order["strategy"] == "cached":
         loss = losses.CachedMultipleNegativesRankingLoss(model, mini_batch_size=order["mini_batch_size"])
@@ -37,7 +37,7 @@ def main() -> None:
         save_strategy="no",
         report_to="none",
         disable_tqdm=True,
-        use_cpu=True,
+        use_cpu=order["device"] == "cpu",
         bf16=order["precision"] == "bf16",
         seed=order["seed"],
     )

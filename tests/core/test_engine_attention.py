@@ -56,6 +56,23 @@ def test_products_are_attention_value_and_gradient(masked: bool, dtype: torch.dt
         torch.testing.assert_close(one.grad.double(), other.grad, atol=3 * tolerance, rtol=3 * tolerance)
 
 
+def test_queries_and_keys_in_fp32_under_autocast() -> None:
+    """Qwen3 normalises its heads in fp32: products are in bf16 all the same, gradients in the dtype of each."""
+    query, key, value = (p.detach().to(d).requires_grad_() for p, d in zip(
+        parts(torch.float32), (torch.float32, torch.float32, torch.bfloat16), strict=True))  # fmt: skip
+    oracle = [p.detach().double().requires_grad_() for p in (query, key, value)]
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = attention.products(nn.Module(), query, key, value, None, scaling=0.3, is_causal=False)
+    assert found.dtype == torch.bfloat16
+    upstream = torch.randn(found.shape, generator=torch.Generator().manual_seed(5), dtype=torch.float64)
+    found.backward(upstream.bfloat16())
+    reference(*oracle, None, 0.3).backward(upstream)
+    for one, other in zip((query, key, value), oracle, strict=True):
+        assert one.grad is not None
+        assert one.grad.dtype == one.dtype
+        torch.testing.assert_close(one.grad.double(), other.grad, atol=9e-2, rtol=9e-2)
+
+
 def test_grouped_heads_and_causal_models() -> None:
     query, key, value = parts(torch.float64, key_heads=2)
     found, _ = attention.products(nn.Module(), query, key, value, None, is_causal=True)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import sys
 from pathlib import Path
 from types import ModuleType, SimpleNamespace
 from typing import Any
@@ -60,11 +61,62 @@ def test_report_shows_spread_target_failures_and_losses(bench: Any) -> None:
     found = {names[0]: [measurement(bench, s) for s in (1.0, 2.0, 1.0)]}
     found[names[1]] = [measurement(bench, 4.0), measurement(bench, 4.0), None]
     text = bench.report.case_report(small, found, tokens_per_row=10.0)
-    assert "| embed | 8.00 (4.00–8.00) | 80 | 16.00 | 20 | 3 |" in text
-    assert "| sentence-transformers | 2.00 (2.00–2.00) | 20 | 4.00 | 40 | 2 (1 failed) |" in text
+    assert "| embed | 8.00 (4.00–8.00) | 80 | 16.00 |  | 20 | 3 |" in text
+    assert "| sentence-transformers | 2.00 (2.00–2.00) | 20 | 4.00 |  | 40 | 2 (1 failed) |" in text
     assert "| embed / sentence-transformers | 3.00× (2.00–4.00) | 3.00× | 3.50 | **missed** |" in text
     assert "| 1 | 2.0000 | 2.0000 |" in text
     assert "| 3 | 1.8000 | 1.8000 |" in text
+
+
+def test_utilisation_is_of_the_work_that_all_systems_do(bench: Any) -> None:
+    """Known to one system only: padding and a second forward are no work."""
+    small = case(bench, batch_size=8, steps=3, skip=1)
+    names = [system.name for system in small.systems]
+    known = dataclasses.replace(measurement(bench, 1.0), flops=[9.0, 80.0, 80.0], peak_flops=200.0)
+    found = {names[0]: [known], names[1]: [measurement(bench, 4.0)]}
+    text = bench.report.case_report(small, found, tokens_per_row=10.0)
+    assert "| embed | 8.00 (8.00–8.00) | 80 | 16.00 | 40.0% |" in text
+    assert "| sentence-transformers | 2.00 (2.00–2.00) | 20 | 4.00 | 10.0% |" in text
+
+
+def test_gpu_cases_need_a_gpu(bench: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert {c.device for c in bench.run.default_cases(bench.run.parse(["--gpu"]))} == {"cuda"}
+    assert {c.device for c in bench.run.default_cases(bench.run.parse(["--large"]))} == {"cpu"}
+    monkeypatch.setattr(bench.run, "gpu", lambda: "")
+    monkeypatch.setattr("sys.argv", ["run", "--gpu"])
+    with pytest.raises(SystemExit, match="no CUDA device is visible here: the GPU cases need one"):
+        bench.run.main()
+
+
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_a_trainer_gets_one_core_or_the_gpu(
+    bench: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, device: str
+) -> None:
+    started = {}
+
+    def start(command: Any, *, env: Any, **more: Any) -> None:
+        started.update(command=command, hidden=env.get("CUDA_VISIBLE_DEVICES"))
+
+    monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+    monkeypatch.setattr(bench.run.subprocess, "run", start)
+    (tmp_path / "m.json").write_text('{"marks": [], "losses": [], "peak_mib": 1}')
+    bench.run.train(bench.cases.EMBED, {"measured": str(tmp_path / "m.json"), "device": device}, tmp_path)
+    assert (started["command"][0], started["hidden"]) == (
+        ("taskset", "") if device == "cpu" else (sys.executable, None)
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["gpu-bge", "gpu-qwen"])
+def test_gpu_cases_train_in_miniature_on_a_cpu(bench: Any, tmp_path: Path, name: str) -> None:
+    small = {"hidden": 32, "layers": 1, "heads": 2, "vocab_size": 600, "batch_size": 4, "steps": 3, "skip": 1}
+    tiny = case(bench, name, device="cpu", query_max_len=32, passage_max_len=32, **small)
+    rows = [{"query": f"what is number {n}?", "pos": [f"the number {n} of many"], "lang": ""} for n in range(60)]
+    text = bench.run.run_case(tiny, rows, tmp_path / "case", 1)
+    assert "failed" not in text
+    curves = [json.loads(p.read_text())["losses"] for p in sorted((tmp_path / "case").glob("*/measured.json"))]
+    assert len(curves) == 2
+    assert curves[0] == pytest.approx(curves[1], abs=2e-2)
 
 
 def test_report_of_a_system_that_always_failed(bench: Any) -> None:
@@ -116,14 +168,14 @@ def test_every_system_has_its_script_and_every_ratio_its_systems(bench: Any) -> 
 
 
 def test_large_cases_run_only_when_asked_for(bench: Any) -> None:
-    usual = {c.name for c in bench.run.default_cases(large=False)}
-    assert {c.name for c in bench.run.default_cases(large=True)} - usual == set(bench.cases.LARGE)
+    chosen = {flag: {c.name for c in bench.run.default_cases(bench.run.parse([*flag]))} for flag in ((), ("--large",))}
+    assert chosen["--large",] - chosen[()] == set(bench.cases.LARGE)
     assert bench.run.parse(["--case", "m3", "--repeats", "2"]).case == ["m3"]
 
 
 def test_a_failed_trainer_is_noted_and_its_output_kept(bench: Any, tmp_path: Path) -> None:
     broken = bench.cases.System("broken", "no_such_script")
-    assert bench.run.train(broken, {"measured": str(tmp_path / "none.json")}, tmp_path) is None
+    assert bench.run.train(broken, {"measured": str(tmp_path / "none.json"), "device": "cpu"}, tmp_path) is None
     log = (tmp_path / "log.txt").read_text()
     assert "no_such_script" in log
     assert "CalledProcessError" in log
@@ -144,12 +196,16 @@ def test_both_sides_of_a_case_are_told_the_same(bench: Any, tmp_path: Path) -> N
     assert told["--train_group_size"] == "8"
 
 
+def event(**facts: Any) -> Any:
+    return SimpleNamespace(**facts, total_steps=2, flops=6e9, peak_flops=None)
+
+
 def test_clock_writes_what_the_report_reads(bench: Any, tmp_path: Path) -> None:
     clock, path = bench.clock.Clock(), tmp_path / "measured.json"
     observer = bench.embed.ClockObserver(clock, path, rows=4)
     for step in (1, 2):
         assert not path.exists()
-        observer.embed_step_ended(SimpleNamespace(rows=4, loss=1.0 / step, step=step, total_steps=2))
+        observer.embed_step_ended(event(rows=4, loss=1.0 / step, step=step))
     found = bench.report.Measurement(**json.loads(path.read_text()))
     assert found.losses == [1.0, 0.5]
     assert len(found.marks) == 2
@@ -160,4 +216,4 @@ def test_clock_writes_what_the_report_reads(bench: Any, tmp_path: Path) -> None:
 def test_clock_refuses_a_batch_of_another_size(bench: Any, tmp_path: Path) -> None:
     observer = bench.embed.ClockObserver(bench.clock.Clock(), tmp_path / "measured.json", rows=4)
     with pytest.raises(AssertionError, match="64 rows, not 4"):
-        observer.embed_step_ended(SimpleNamespace(rows=64, loss=1.0, step=1, total_steps=2))
+        observer.embed_step_ended(event(rows=64, loss=1.0, step=1))

@@ -40,6 +40,9 @@ def products(
 
     ``attention_mask`` is :func:`additive_mask`'s. The softmax sums in fp32 and rounds once, as it does the logits.
     """
+    # Norms and rotary positions may leave queries and keys in fp32 where autocast multiplies in half precision.
+    half = torch.get_autocast_dtype("cpu") if torch.is_autocast_enabled("cpu") else value.dtype
+    query, key, value = query.to(half), key.to(half), value.to(half)
     groups = query.shape[1] // key.shape[1]
     if groups > 1:  # grouped-query attention
         key, value = key.repeat_interleave(groups, dim=1), value.repeat_interleave(groups, dim=1)
