@@ -60,10 +60,13 @@ def main() -> None:
     if not path.exists():
         write_rows(path, options.rows, options.shared)
     print(f"{path}: {options.rows:,} rows, {path.stat().st_size / 1e9:.2f} GB", flush=True)
+    data = ["bge", f"train_data={path}"]
+    if options.mix:
+        data = ["data", f"dataset_config={mixed(path, options)}"]
     cache = folder / f"cache-{options.rows}"
     shutil.rmtree(cache, ignore_errors=True)
     for attempt in ("empty cache", "again"):
-        print(f"| {options.rows:,} | {options.sampler} | {attempt} | {measure(path, cache, options)} |", flush=True)
+        print(f"| {options.rows:,} | {options.sampler} | {attempt} | {measure(data, cache, options)} |", flush=True)
     kept = sum(file.stat().st_size for file in cache.rglob("*") if file.is_file())
     print(f"cache: {kept / 1e6:.0f} MB")
 
@@ -76,6 +79,7 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--steps", type=int, default=50)
     parser.add_argument("--sampler", choices=("shuffled", "no-duplicates"), default="no-duplicates")
     parser.add_argument("--folder", type=Path, default=Path("runs/memory-rows"), help="for the file, cache and runs")
+    parser.add_argument("--mix", action="store_true", help="with a fifth as many rows of a second file, twice each")
     parser.add_argument("--set", action="append", default=[], help="more settings of the run, KEY=VALUE")
     return parser.parse_args(arguments)
 
@@ -118,13 +122,30 @@ def texts(rng: np.random.Generator, words: np.ndarray, shortest: int, longest: i
             at += length
 
 
-def measure(path: Path, cache: Path, options: argparse.Namespace) -> str:
-    """One run: seconds until the first step is done, seconds of all steps, MiB."""
+def mixed(path: Path, options: argparse.Namespace) -> Path:
+    """A dataset YAML: ``path`` and a second file, with duplicates where a share asks for more rows than there are."""
+    second = path.with_name(f"second-{options.rows // 5}.jsonl")
+    if not second.exists():
+        write_rows(second, options.rows // 5, options.shared, seed=1)
+    text = f"""use_all: false
+num_total_data: {options.rows + 2 * (options.rows // 5)}
+allow_duplicate: true
+datasets:
+  - {{name: first, data_path: {path.resolve()}, data_ratio: 5}}
+  - {{name: second, data_path: {second.resolve()}, data_ratio: 2}}
+"""
+    config = path.with_name(f"mix-{options.rows}.yaml")
+    config.write_text(text, encoding="utf-8")
+    return config
+
+
+def measure(data: Sequence[str], cache: Path, options: argparse.Namespace) -> str:
+    """One run of a plugin on a training set: seconds until the first step is done, seconds of all steps, MiB."""
     out = options.folder / "run"
     kind = f"sampler={{kind: {options.sampler}, batch_size: 64}}"
-    settings = [*SETTINGS, f"max_steps={options.steps}", f"train_data={path}", "tracking.report_to=[]", kind]
+    settings = [*SETTINGS, f"max_steps={options.steps}", *data[1:], "tracking.report_to=[]", kind]
     flags = [flag for setting in [*settings, *options.set] for flag in ("--set", setting)]
-    command = [sys.executable, "-m", "embed_cli", "run", "--plugin", "bge", "--output-dir", str(out), "--overwrite"]
+    command = [sys.executable, "-m", "embed_cli", "run", "--plugin", data[0], "--output-dir", str(out), "--overwrite"]
     environment = os.environ | {"EMBED_CACHE": str(cache), "PYTHONUNBUFFERED": "1"}
     started = time.perf_counter()
     process = subprocess.Popen(
