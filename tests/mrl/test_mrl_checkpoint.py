@@ -21,6 +21,7 @@ from embed_core.encoders.model import TransformersEncoder
 from embed_core.errors import CheckpointError
 from embed_core.registry import Registry
 from embed_core.testing import check_checkpointer, encode, sample_card
+from embed_mrl.checkpoint import MatryoshkaCheckpointer
 from embed_mrl.config import MatryoshkaCheckpointConfig
 
 CONTEXT = BuildContext(registry=Registry(), announce=lambda line: None)
@@ -143,3 +144,26 @@ def test_dimensions_that_the_model_has_not(model: TransformersEncoder, tmp_path:
         CheckpointError, match=r"checkpoint.truncate_dim 24 is no dimension of the model: one of \[32, 16\]"
     ):
         export(model, tmp_path / "odd", truncate_dim=24)
+
+
+def test_a_projection_says_how_wide_the_vectors_are(tmp_path: Path) -> None:
+    """Of a student with Dense modules after its pooling the last one counts."""
+
+    class Projected:
+        def export(self, model: Any, state: Any, directory: Path, card: RunCard) -> None:
+            modules = [
+                {"path": "", "type": "Transformer"},
+                {"path": "1_Pooling", "type": "Pooling"},
+                {"path": "2_Dense", "type": "Dense"},
+                {"path": "3_Normalize", "type": "Normalize"},
+            ]
+            files: dict[str, Any] = {"modules.json": modules, "config.json": {"model_type": "bert"}, "README.md": ""}
+            files["1_Pooling/config.json"] = {"word_embedding_dimension": 32}
+            files["2_Dense/config.json"] = {"in_features": 32, "out_features": 96}
+            for name, content in files.items():
+                (directory / name).parent.mkdir(exist_ok=True)
+                (directory / name).write_text(json.dumps(content))
+
+    config = MatryoshkaCheckpointConfig(dims=(64, 16))
+    MatryoshkaCheckpointer(config, Projected()).export(nn.Module(), {}, tmp_path, sample_card())
+    assert json.loads((tmp_path / "config.json").read_text())["matryoshka_dimensions"] == [96, 64, 16]

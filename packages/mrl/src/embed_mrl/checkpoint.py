@@ -54,12 +54,11 @@ class MatryoshkaCheckpointer:
 
     def _dims(self, directory: Path) -> tuple[int, ...]:
         """Largest first; as configured where the layout does not say how wide its vectors are."""
-        path = directory / "1_Pooling" / "config.json"
-        width = _read(path).get("word_embedding_dimension") if path.is_file() else None
+        width = _width(directory)
         if width is None:
             return tuple(sorted(self.config.dims or (), reverse=True))
         try:
-            return resolved(self.config.dims, int(width), "checkpoint.dims")
+            return resolved(self.config.dims, width, "checkpoint.dims")
         except ConfigError as error:
             raise CheckpointError(str(error)) from None
 
@@ -73,6 +72,20 @@ class MatryoshkaCheckpointer:
         if dim not in dims:
             raise CheckpointError(f"checkpoint.truncate_dim {dim} is no dimension of the model: one of {list(dims)}")
         write_json(path, {**_read(path), "truncate_dim": dim})
+
+
+def _width(directory: Path) -> int | None:
+    """Of the vectors, as sentence-transformers' modules have it: a projection's, else the pooling's."""
+    path = directory / "modules.json"
+    modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
+    width = None
+    for module in modules:
+        config = directory / module["path"] / "config.json"
+        facts = _read(config) if module["path"] and config.is_file() else {}
+        width = facts.get(
+            "out_features", facts.get("embedding_dimension", facts.get("word_embedding_dimension", width))
+        )
+    return None if width is None else int(width)
 
 
 def _section(dims: tuple[int, ...], truncate_dim: int | None, directory: Path, card: RunCard) -> str:
