@@ -20,6 +20,8 @@ if TYPE_CHECKING:
     from embed_mrl.config import MatryoshkaCheckpointConfig
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
+_WIDTHS = ("out_features", "embedding_dimension", "word_embedding_dimension")
+"""Where modules that follow the encoder say how wide what they give is; the pooling has had two names for it."""
 _USE = """\
 from sentence_transformers import SentenceTransformer
 
