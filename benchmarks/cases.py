@@ -37,7 +37,8 @@ class Case:
     name: str
     title: str
     loss: str
-    """``mnrl`` (dense, scale 20, in-batch negatives) or ``m3`` (unified, teacher scores, self-distillation)."""
+    """``mnrl`` (dense, scale 20, in-batch negatives), ``m3`` (unified, teacher scores, self-distillation) or ``clip``
+    (captions and pictures, scale 20, both directions)."""
     systems: tuple[System, ...]
     ratios: tuple[Ratio, ...]
     batch_size: int
@@ -109,6 +110,13 @@ CACHE = Case(
     passage_max_len=512,
     **ENCODER,
 )
+SBERT = replace(
+    MNRL,
+    name="sbert",
+    title="MultipleNegativesRankingLoss, batch 32, 512 tokens, 4×128 model, by sentence-transformers' own modules",
+    systems=(System("embed-sbert", "train_embed_sbert"), System(ST, "train_sentence_transformers")),
+    ratios=(Ratio("embed-sbert", ST, 3.0),),
+)
 UNIFIED = Case(
     name="m3",
     title=f"{M3}, V = 16,000",
@@ -131,6 +139,24 @@ UNIFIED_LARGE = replace(
     steps=5,
     skip=1,
     repeats=2,
+)
+
+VISION = Case(
+    name="vision",
+    title="CLIP, captions and pictures of 64 × 64 pixels, batch 64, 4×128 towers",
+    loss="clip",
+    systems=(System("embed", "train_vision"), System(ST, "train_vision_sentence_transformers")),
+    ratios=(Ratio("embed", ST, 1.5),),
+    batch_size=64,
+    steps=18,
+    skip=6,
+    repeats=3,
+    vocab_size=2_000,
+    hidden=128,
+    layers=4,
+    heads=4,
+    query_max_len=77,
+    passage_max_len=64,  # the pictures' side in pixels
 )
 
 
@@ -174,6 +200,7 @@ CASES = (
     *GPU,
     MNRL,
     CACHE,
+    SBERT,
     UNIFIED,
     by_default(MNRL),
     by_default(UNIFIED),
@@ -183,8 +210,10 @@ CASES = (
     replace(UNIFIED, name="m3-4002", title=f"{M3}, V = 4,002", vocab_size=4_002),
     UNIFIED_LARGE,
     in_fp32(UNIFIED_LARGE),
+    VISION,
+    in_fp32(VISION),
 )
 LARGE = ("m3-large", "m3-large-fp32")
 """Cases that need 20 GB and run only when they are asked for."""
-MAIN = ("mnrl", "cached", "m3", "mnrl-defaults", "m3-defaults")
+MAIN = ("mnrl", "cached", "sbert", "m3", "mnrl-defaults", "m3-defaults")
 """What runs when nothing is asked for."""

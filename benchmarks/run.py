@@ -18,6 +18,7 @@ from typing import Any
 from benchmarks.cases import CASES, GPU, LARGE, MAIN, Case, System
 from benchmarks.fixture import NEGATIVES, ROOT, SEED, read_rows, tokens_per_row, write_model, write_rows
 from benchmarks.report import Measurement, case_report
+from benchmarks.vision_fixture import read_pictures, write_clip, write_pictures
 
 from embed_core.context import cache_root
 
@@ -107,10 +108,7 @@ def installed(package: str) -> str:
 def run_case(case: Case, rows: Sequence[dict[str, Any]], folder: Path, repeats: int) -> str:
     """Prepare, then every system once per repeat; the report's section."""
     folder.mkdir()
-    texts = [text for row in rows for text in (row["query"], *row["pos"])]
-    tokenizer = write_model(case, texts, cache_root(), folder / "model")
-    plain, ordered = write_rows(rows, case, folder)
-    drawn = [json.loads(line) for line in ordered.read_text(encoding="utf-8").splitlines()]
+    plain, ordered, tokens = prepare(case, rows, folder)
     found: dict[str, list[Measurement | None]] = {system.name: [] for system in case.systems}
     for repeat in range(repeats):
         # Every other repeat backwards: a machine that slows down, or warms up, favours nobody.
@@ -121,7 +119,20 @@ def run_case(case: Case, rows: Sequence[dict[str, Any]], folder: Path, repeats: 
             found[system.name].append(measured)
             speed = f"{measured.rows_per_second(case):.2f} rows/s" if measured else f"failed: see {place / 'log.txt'}"
             print(f"{case.name} {repeat + 1}/{repeats} {system.name}: {speed}", flush=True)
-    return case_report(case, found, tokens_per_row(tokenizer, drawn, case))
+    return case_report(case, found, tokens)
+
+
+def prepare(case: Case, rows: Sequence[dict[str, Any]], folder: Path) -> tuple[Path, Path, float]:
+    """Write the model and the rows: as they are, as embed will draw them, and how many tokens one has."""
+    if case.loss == "clip":
+        pictures = read_pictures(case, cache_root(), folder)
+        tokens = write_clip(case, pictures, cache_root(), folder / "model")
+        return *write_pictures(pictures, case, folder), tokens
+    texts = [text for row in rows for text in (row["query"], *row["pos"])]
+    tokenizer = write_model(case, texts, cache_root(), folder / "model")
+    plain, ordered = write_rows(rows, case, folder)
+    drawn = [json.loads(line) for line in ordered.read_text(encoding="utf-8").splitlines()]
+    return plain, ordered, tokens_per_row(tokenizer, drawn, case)
 
 
 def order(case: Case, system: System, model: Path, plain: Path, ordered: Path, place: Path) -> dict[str, Any]:

@@ -115,6 +115,20 @@ def test_plain_lines_to_the_letter() -> None:
     assert stream.flushed >= 6
 
 
+def test_lines_of_a_run_with_phases_name_the_phase() -> None:
+    display, stream, _ = _plain()
+    display.embed_step_ended(_step(1, phase="stage-2-easier"))
+    display.embed_step_ended(_step(1, phase="stage-2-easier", evaluation={"held-out/dense/nDCG@10": 0.5}))
+    step, evaluation = stream.getvalue().splitlines()
+    assert step.startswith("step 1/300  stage-2-easier  loss 2.3141  dense 2.1000")
+    assert evaluation == "step 1  stage-2-easier  held-out  dense  nDCG@10 0.500"
+    live = io.StringIO()
+    shown = RichDisplay(Console(file=live, force_terminal=True, width=80))
+    shown.embed_step_ended(_step(1, phase="stage-2-easier"))
+    shown.close()
+    assert "stage-2-easier   loss 2.3141" in live.getvalue()
+
+
 def test_a_stream_without_unicode_gets_ascii() -> None:
     raw = io.BytesIO()
     stream = io.TextIOWrapper(raw, encoding="ascii")

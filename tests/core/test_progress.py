@@ -42,3 +42,12 @@ def test_every_evaluation_and_rank_0_only() -> None:
     lines.embed_step_ended(event=replace(evaluated, rank=1))
     lines.embed_step_ended(event=replace(EVENT, rank=1))
     assert said == ["step 0  held-out/dense/nDCG@10 0.1250"]
+
+
+def test_the_phase_is_named() -> None:
+    said: list[str] = []
+    lines = ProgressLines(said.append)
+    lines.embed_step_ended(event=replace(EVENT, phase="stage-2"))
+    lines.embed_step_ended(event=replace(EVENT, phase="stage-2", evaluation={"held-out/dense/nDCG@10": 0.125}))
+    assert said[0].startswith("step 1/9  stage-2  loss 0.2500")
+    assert said[1] == "step 1  stage-2  held-out/dense/nDCG@10 0.1250"

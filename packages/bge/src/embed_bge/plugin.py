@@ -9,6 +9,8 @@ from embed_core.hookspecs import hookimpl
 
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kind is embed-data's."""
+EMBED_USES = ("distill",)
+"""embed-distill, where it is installed: the key ``teacher_model_name`` compiles to its kinds."""
 
 
 @hookimpl

@@ -87,7 +87,7 @@ class BaseRetrieverTrainer:
         from embed_core.datasets.in_memory import InMemoryRows
         from embed_core.datasets.retrieval import RetrievalDataset
 
-        data = config.data
+        data = getattr(config.data, "inner", config.data)  # of what adds a teacher's vectors, the rows' own config
         options = DrawOptions(
             getattr(data, "negatives", 7), getattr(data, "query_prompt", None), getattr(data, "passage_prompt", None)
         )

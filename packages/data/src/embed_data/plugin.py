@@ -13,17 +13,19 @@ if TYPE_CHECKING:
 
     from embed_core.config.base import DatasetConfig, LossConfig, Recipe
 
-EMBED_USES = ("mrl",)
-"""embed-mrl, where it is installed: the recipe's key ``mrl_dims`` compiles to its loss."""
+EMBED_USES = ("mrl", "distill")
+"""embed-mrl and embed-distill, where they are installed: the recipe's key ``mrl_dims`` compiles to the one's loss, and
+``teacher_model_name`` to the other's kinds."""
 
 
 @hookimpl
 def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
-    """``pydocs``, ``auto`` (that or the user's own file), ``file`` (any format), ``mix``."""
+    """``pydocs``, ``auto`` (that or the user's own file), ``file`` (any format), ``mix``, ``remined``."""
     from embed_data.config import AutoConfig, FileConfig, PydocsConfig
     from embed_data.mix.config import MixConfig
+    from embed_data.remined_config import ReminedConfig
 
-    return [PydocsConfig, AutoConfig, FileConfig, MixConfig]
+    return [PydocsConfig, AutoConfig, FileConfig, MixConfig, ReminedConfig]
 
 
 @hookimpl

@@ -2,5 +2,114 @@
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
+from embed_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from collections.abc import Sequence
+
+    import typer
+
+    from embed_core.config.base import (
+        CheckpointConfig,
+        DatasetConfig,
+        EvaluatorConfig,
+        LossConfig,
+        ModelConfig,
+        Recipe,
+    )
+    from embed_core.events import RunEvent
+
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""
+EMBED_USES = ("mrl",)
+"""embed-mrl, where it is installed: the recipe's MRL mode compiles to its loss, evaluator and checkpoint."""
+
+
+@hookimpl
+def embed_register_models() -> Sequence[type[ModelConfig]]:
+    """``projected``: another model and a projection; ``from-teacher``: one that starts from a teacher's layers."""
+    from embed_distill.projected_config import FromTeacherModelConfig, ProjectedModelConfig
+
+    return [ProjectedModelConfig, FromTeacherModelConfig]
+
+
+@hookimpl
+def embed_register_losses() -> Sequence[type[LossConfig]]:
+    """What compares with a teacher, ``spread-out``, ``weighted-sum``; ``distilled``: another loss and a teacher's."""
+    from embed_distill.distilled_config import DistilledConfig
+    from embed_distill.losses_config import (
+        MarginMSEConfig,
+        SpreadOutConfig,
+        TeacherCosineConfig,
+        TeacherKLConfig,
+        TeacherL2Config,
+        TeacherMSEConfig,
+        TeacherSimilarityConfig,
+        WeightedSumConfig,
+    )
+
+    return [
+        TeacherMSEConfig,
+        TeacherCosineConfig,
+        TeacherL2Config,
+        TeacherSimilarityConfig,
+        TeacherKLConfig,
+        MarginMSEConfig,
+        SpreadOutConfig,
+        WeightedSumConfig,
+        DistilledConfig,
+    ]
+
+
+@hookimpl
+def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
+    """``plain-texts``; ``with-teacher`` and ``with-trained-teacher``: another dataset with a teacher's vectors."""
+    from embed_distill.plain_texts_config import PlainTextsConfig
+    from embed_distill.trained_config import WithTrainedTeacherConfig
+    from embed_distill.with_teacher_config import WithTeacherConfig
+
+    return [PlainTextsConfig, WithTeacherConfig, WithTrainedTeacherConfig]
+
+
+@hookimpl
+def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
+    """``distilled``: a router of student and teacher, or another layout; ``artifacts``: another layout, copied."""
+    from embed_distill.artifacts_config import ArtifactsConfig
+    from embed_distill.checkpoint_config import DistilledCheckpointConfig
+
+    return [DistilledCheckpointConfig, ArtifactsConfig]
+
+
+@hookimpl
+def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
+    """``two-by-two``: student and teacher on either side."""
+    from embed_distill.two_by_two_config import TwoByTwoConfig
+
+    return [TwoByTwoConfig]
+
+
+@hookimpl
+def embed_register_recipes() -> Sequence[type[Recipe]]:
+    """``distill``, what ``embed run --plugin distill`` runs."""
+    from embed_distill.recipe import DistillRecipe
+
+    return [DistillRecipe]
+
+
+@hookimpl
+def embed_register_commands(app: typer.Typer) -> None:
+    """``embed teacher build | stats | verify | gc``."""
+    from embed_distill.commands import app as teacher
+
+    app.add_typer(teacher, name="teacher")
+
+
+@hookimpl(trylast=True)
+def embed_run_ended(event: RunEvent) -> None:
+    """The 2×2 table after the display's own, and the copy of the model that the recipe was asked for."""
+    from embed_distill.ended import ended
+
+    if event.rank == 0 and event.error is None:
+        ended(event)

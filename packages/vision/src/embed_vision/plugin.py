@@ -2,5 +2,70 @@
 
 from __future__ import annotations
 
-EMBED_REQUIRES = ("data",)
-"""Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from embed_core.config.base import CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, Recipe
+from embed_core.hookspecs import hookimpl
+
+if TYPE_CHECKING:
+    from embed_core.events import RunEvent
+
+EMBED_USES = ("mrl", "distill")
+"""Plugins that are activated with this one where they are installed: ``mrl_dims`` needs the loss ``matryoshka``."""
+
+
+@hookimpl
+def embed_register_models() -> Sequence[type[ModelConfig]]:
+    """``vision``, which is ``clip``, ``composed`` or ``vlm``."""
+    from embed_vision.models_config import ClipConfig, ComposedConfig, VisionConfig, VlmConfig
+
+    return [VisionConfig, ClipConfig, ComposedConfig, VlmConfig]
+
+
+@hookimpl
+def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
+    """``vision``: model, processor and config."""
+    from embed_vision.models_config import VisionCheckpointConfig
+
+    return [VisionCheckpointConfig]
+
+
+@hookimpl
+def embed_register_losses() -> Sequence[type[LossConfig]]:
+    """``clip``, ``siglip``, ``triplet``, ``cosent``."""
+    from embed_vision.losses_config import ClipLossConfig, CoSENTLossConfig, SiglipLossConfig, TripletLossConfig
+
+    return [ClipLossConfig, SiglipLossConfig, TripletLossConfig, CoSENTLossConfig]
+
+
+@hookimpl
+def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
+    """``image-text``: rows with pictures, in files; ``pictures``: the embedded ones."""
+    from embed_vision.datasets_config import ImageTextConfig, PicturesConfig
+
+    return [ImageTextConfig, PicturesConfig]
+
+
+@hookimpl
+def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
+    """``image-text-retrieval``: in either direction, with a gallery; ``validation-loss``."""
+    from embed_vision.evaluator_config import ImageTextRetrievalConfig, ValidationLossConfig
+
+    return [ImageTextRetrievalConfig, ValidationLossConfig]
+
+
+@hookimpl
+def embed_register_recipes() -> Sequence[type[Recipe]]:
+    """``vision``, what ``embed run --plugin vision`` runs."""
+    from embed_vision.recipe import VisionRecipe
+
+    return [VisionRecipe]
+
+
+@hookimpl(trylast=True)
+def embed_run_ended(event: RunEvent) -> None:
+    """What sample queries find, before and after, as a picture in the run's directory, where an evaluation asks."""
+    from embed_vision.gallery import write_albums
+
+    write_albums(event)

@@ -108,6 +108,11 @@ class DatasetConfig(Component):
         flat = [one for part in parts for one in (part if isinstance(part, (list, tuple)) else (part,))]
         return any(isinstance(one, DatasetConfig) and one.waits() for one in flat)
 
+    def around(self, dataset: Dataset, context: BuildContext) -> Dataset:
+        """What takes the place of this config's dataset where the caller built ``dataset`` himself, as Python programs
+        do: a kind that adds to another one's rows adds to these."""
+        return dataset
+
     @abstractmethod
     def build(self, context: BuildContext) -> Dataset:
         """The dataset, read on every rank; work that is cached is done by rank 0 first (``context.first``)."""
@@ -176,7 +181,7 @@ class Recipe(Section):
         return {}
 
     def teacher(self) -> dict[str, Any] | None:
-        """The teacher as a mapping of embed-distill's, ``None`` without one. A recipe whose items are no texts, or which
+        """The teacher as a mapping of embed-distill's, ``None`` without one. A recipe whose items are no texts, or that
         compiles its teacher itself, has its own."""
         return None if self.teacher_model_name is None else {"name_or_path": self.teacher_model_name}
 

@@ -23,7 +23,7 @@ SANITY: Mapping[str, Any] = {
     "train": {"max_steps": 4, "gradient_accumulation_steps": 1, "evaluate_every_steps": 0},
     "checkpoint": {"every_steps": 2},
 }
-"""What ``--sanity`` lays over any run and its phases, besides 8 rows a batch (one per rank, where there are more ranks):
+"""What ``--sanity`` lays over any run and its phases, besides 8 rows a batch (one per rank, if there are more ranks):
 enough for data, step, checkpoint and evaluation to have happened."""
 
 PHASE_PARTS = ("sampler", "train")
@@ -109,9 +109,7 @@ def _compile(
     return ({}, {}) if recipe is None else (recipe.compile(request.world_size), recipe.sanity())
 
 
-def _recipe(
-    request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]
-) -> Recipe | None:
+def _recipe(request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]) -> Recipe | None:
     if request.recipe is None:
         return None
     keys: Any = {}
@@ -139,10 +137,19 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         if key in before and before[key] == value:
             continue
         former = before.get(key)
-        if isinstance(former, Mapping) and isinstance(value, Mapping) and former.get("kind") == value.get("kind"):
+        if _same_kind(former, value):
             value = _changed(former, value)
+        elif isinstance(former, list) and isinstance(value, list) and len(former) == len(value):
+            pairs = list(zip(former, value, strict=True))
+            if all(_same_kind(*pair) for pair in pairs):  # by element: the others are as the layers below have them
+                value = {at: _changed(*pair) for at, pair in enumerate(pairs) if pair[0] != pair[1]}
         changed[key] = value
     return changed
+
+
+def _same_kind(former: Any, value: Any) -> bool:
+    both = isinstance(former, Mapping) and isinstance(value, Mapping)
+    return both and former.get("kind") == value.get("kind")
 
 
 def _only(data: Mapping[str, Any], names: set[str], *, inside: bool) -> dict[str, Any]:
@@ -201,7 +208,10 @@ def _message(
 def _place(path: KeyPath, layers: Sequence[Document]) -> str:
     """Where the faulty key was written, or the `kind` of the faulty component; the latest layer wins."""
     tries = ((*path, "kind"), path)
-    return next((p for keys in tries for layer in reversed(layers) if (p := layer.place(keys))), "")
+    found = (p for keys in tries for layer in reversed(layers) if (p := layer.place(keys)))
+    # A section whose keys contradict each other is written where the last of them is.
+    inside = (p for layer in reversed(layers) for at, p in reversed(layer.places.items()) if at[: len(path)] == path)
+    return next(found, "") or (next(inside, "") if path else "")
 
 
 def _class_at(cls: type[BaseModel], data: Any, path: KeyPath, registry: Registry) -> type[BaseModel] | None:

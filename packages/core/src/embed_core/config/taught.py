@@ -23,8 +23,8 @@ def check_kinds(registry: Registry, place: str, name: object) -> None:
     for slot, kind in (("dataset", DATA), ("loss", LOSS)):
         if kind not in registry.kinds(slot):
             raise ConfigError(
-                f"{place + ': ' if place else ''}teacher_model_name {name!r} needs embed-distill ({slot} kind {kind!r}), "
-                "which is not active: pip install embed-distill, or add --plugin distill"
+                f"{place + ': ' if place else ''}teacher_model_name {name!r} needs embed-distill for the {slot} kind "
+                f"{kind!r}, and it is not active: pip install embed-distill, or add --plugin distill"
             )
 
 

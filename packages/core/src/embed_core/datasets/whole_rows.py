@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from dataclasses import replace
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 from embed_core.datasets.draw import DrawOptions, draw_example
 from embed_core.datasets.shared_ids import blocks_of
@@ -32,8 +32,11 @@ class HasRows(Dataset, Protocol):
 
 def with_rows(dataset: Dataset, who: str) -> HasRows:
     """``dataset``, which has whole rows. Raises ConfigError, beginning with ``who``, where it has none."""
-    if isinstance(dataset, HasRows):
-        return dataset
+    shown: Any = dataset
+    while shown is not None:  # what only adds to examples (a teacher's vectors) has the rows of the one inside
+        if isinstance(shown, HasRows):
+            return shown
+        shown = getattr(shown, "inner", None)
     raise ConfigError(
         f"{who}: dataset {dataset.name!r} draws examples but does not show its rows ({type(dataset).__name__} has no "
         "`row`): use rows of a file (kind file or retrieval)"

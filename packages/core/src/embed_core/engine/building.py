@@ -24,7 +24,8 @@ def build_context(
         announce=announce,
         barrier=ranks.barrier,
     )
-    context.dataset_factory = lambda: dataset if dataset is not None else config.data.build(context)
+    data = config.data
+    context.dataset_factory = lambda: data.build(context) if dataset is None else data.around(dataset, context)
     return context
 
 

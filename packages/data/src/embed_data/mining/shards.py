@@ -16,15 +16,19 @@ from embed_core.embeddings import concat, select, to_device
 from embed_core.types import Embeddings, MultiVectors, SparseVectors
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
+    from collections.abc import Callable, Sequence
     from pathlib import Path
 
     from torch import Tensor
 
+    from embed_core.context import BuildContext
     from embed_core.engine.ranks import Ranks
     from embed_data.mining.collection import Collection
     from embed_data.mining.model import TextEncoder
     from embed_data.mining.progress import Progress
+
+    Encode = Callable[[Sequence[str]], Embeddings]
+    """Texts → their embeddings; a collective."""
 
 SHARD = 1024
 """Documents of one shard: also the tile of the exact search."""
@@ -48,6 +52,19 @@ class Shards:
                     texts = [collection.document(start + n).text for n in range(self._size(number))]
                     self._save(number, encoder.encode(texts, "passage"))
                     advance(len(texts))
+        ranks.barrier()
+
+    def encode_together(self, text: Callable[[int], str], encode: Encode, ranks: Ranks | BuildContext) -> None:
+        """As :meth:`encode`, by a model of which all ranks hold parts: each calls ``encode`` equally often, at last
+        with nothing. ``text`` gives a document's text by its number."""
+        for first in range(0, self.count, ranks.world_size):
+            number = first + ranks.rank
+            wanted = number < self.count and not self._path(number).exists()
+            start = number * SHARD
+            texts = [text(start + n) for n in range(self._size(number))] if wanted else []
+            encoded = encode(texts)
+            if wanted:
+                self._save(number, encoded)
         ranks.barrier()
 
     def load(self, number: int) -> Embeddings:

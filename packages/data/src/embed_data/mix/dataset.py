@@ -12,6 +12,7 @@ import numpy as np
 
 from embed_core.datasets.held_out import text_id
 from embed_core.datasets.shared_ids import blocks_of
+from embed_core.datasets.whole_rows import with_rows
 from embed_core.types import RetrievalSet
 from embed_data.file_dataset import FileDataset
 from embed_data.readers.seen import Seen
@@ -20,6 +21,7 @@ from embed_data.readers.table import AT_ONCE
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
+    from embed_core.datasets.rows import Row
     from embed_core.datasets.shared_ids import Blocks
     from embed_core.protocols import Dataset
     from embed_core.types import Example
@@ -70,6 +72,11 @@ class MixDataset:
             query_prompt=part.query_prompt if drawn.query_prompt is None else drawn.query_prompt,
             passage_prompt=part.passage_prompt if drawn.passage_prompt is None else drawn.passage_prompt,
         )
+
+    def row(self, row: int) -> Row:
+        """The source's row, with all that is known of it. Raises ConfigError where a source has no such rows."""
+        part, inner = self._at(row)
+        return with_rows(part.dataset, f"source {part.name!r}").row(inner)
 
     def identities(self, row: int) -> Iterable[bytes]:
         """The source's own."""

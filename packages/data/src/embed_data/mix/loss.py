@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from embed_core.embeddings import ragged_index, select
 from embed_core.errors import ConfigError
-from embed_core.types import Batch, LossOutput, Targets
+from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
 from embed_data.mix.dataset import MixDataset
 
 if TYPE_CHECKING:
@@ -85,6 +85,8 @@ class BySourceLoss(nn.Module):
 def build_loss(config: BySourceLossConfig, context: BuildContext) -> BySourceLoss:
     """See :meth:`BySourceLossConfig.build`."""
     dataset = context.dataset()
+    while not isinstance(dataset, MixDataset) and hasattr(dataset, "inner"):  # a dataset around it: the rows are its
+        dataset = dataset.inner
     if not isinstance(dataset, MixDataset):
         raise ConfigError(f"loss by-source: the data is {dataset.name!r}, no `mix`: use the loss `{config.inner.kind}`")
     alone = [part.name for part in dataset.parts if part.config.negative_strategy == "own-only"]
@@ -104,6 +106,7 @@ def subset(batch: Batch, targets: Targets, rows_M: Tensor) -> tuple[Batch, Targe
     columns_P, groups_M1 = ragged_index(targets.groups_B1, rows_M)
     known_K, known_M1 = ragged_index(targets.positive_offsets_B1, rows_M)
     assert targets.own_rows is None, "a loss that does not share rows is given all of them"
+    taught = targets.teacher and TeacherVectors(targets.teacher.query_BW[rows_M], targets.teacher.passage_PW[columns_P])
     chosen = Targets(
         groups_B1=groups_M1,
         row_ids_B=targets.row_ids_B[rows_M],
@@ -114,6 +117,7 @@ def subset(batch: Batch, targets: Targets, rows_M: Tensor) -> tuple[Batch, Targe
         positive_offsets_B1=known_M1,
         scores_P=None if targets.scores_P is None else targets.scores_P[columns_P],
         step=targets.step,
+        teacher=taught,
     )
     return Batch(select(batch.query, rows_M), select(batch.passage, columns_P)), chosen
 

@@ -1,0 +1,1 @@
+"""Losses that learn from a teacher's vectors or scores, a regulariser, and their weighted sum: one per file."""

@@ -1,0 +1,36 @@
+"""Notes that all texts of a dataset have vectors, so that the next run need not look each of them up."""
+
+from __future__ import annotations
+
+import json
+import os
+from hashlib import blake2b
+from pathlib import Path
+
+SUFFIX = ".complete.json"
+
+
+def note(folder: Path, dataset: str, vectors: int) -> None:
+    """All ``vectors`` texts of the dataset with that fingerprint, asked as it says, are in the teacher's ``folder``."""
+    path = _path(folder, dataset)
+    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    temporary.write_text(json.dumps({"dataset": dataset, "vectors": vectors}) + "\n", encoding="utf-8")
+    temporary.replace(path)
+
+
+def noted(folder: Path, dataset: str) -> int | None:
+    """How many vectors the dataset has, where all of them are there."""
+    try:
+        return int(json.loads(_path(folder, dataset).read_text(encoding="utf-8"))["vectors"])
+    except (OSError, ValueError, KeyError, TypeError):
+        return None
+
+
+def forget(folder: Path) -> None:
+    """Something has been removed: nothing is known to be complete."""
+    for path in folder.glob(f"*{SUFFIX}"):
+        path.unlink(missing_ok=True)
+
+
+def _path(folder: Path, dataset: str) -> Path:
+    return folder / (blake2b(dataset.encode(), digest_size=12).hexdigest() + SUFFIX)

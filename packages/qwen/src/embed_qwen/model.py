@@ -1,0 +1,90 @@
+"""Qwen3-Embedding: a decoder, and the state of the last token as the vector (arXiv 2506.05176).
+
+Suffixes of :mod:`embed_core.types` and :mod:`embed_core.packing`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+from torch.nn import functional
+
+from embed_core.errors import CheckpointError, ConfigError
+from embed_core.packing import chunk_tokens
+from embed_core.pooling import Pooling, at_least_float32
+from embed_core.prompts import Prompt
+from embed_core.text import TextTokenizer, TokenizesTexts
+from embed_core.types import Embeddings, Role, ScoreWeights
+from embed_qwen.model_config import Qwen3EmbeddingConfig
+from embed_qwen.prompts import QUERY_FORMAT
+
+
+class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
+    """See :class:`embed_core.protocols.Model`. ``encoder`` is the decoder without its language model head.
+
+    Raises ConfigError for a maximum length that the model has no positions for or the instruction no room in,
+    CheckpointError for a tokenizer with more ids than the model has embeddings.
+    """
+
+    scores: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
+    pooling: Pooling = "last_token"
+    normalize = True
+    encoder: Any
+    tokenizer: Any
+
+    def __init__(self, config: Qwen3EmbeddingConfig, encoder: Any, tokenizer: Any, base: Path | None = None) -> None:
+        """``tokenizer`` closes every text with the token whose state is the vector. ``base`` holds the weights that
+        ``encoder`` starts from; an export is compared with them."""
+        super().__init__()
+        assert config.instruction is not None, "build_model fills it in"
+        self.config, self.encoder, self.tokenizer, self.base = config, encoder, tokenizer, base
+        _check_fit(config, encoder, tokenizer)
+        # What is too long loses words from its end; the instruction before them and the token behind them stay.
+        tokenizer.truncation_side = "right"
+        prompts: dict[Role, Prompt] = {"query": Prompt(config.instruction, QUERY_FORMAT), "passage": Prompt()}
+        limits: dict[Role, int] = {"query": config.query_max_length, "passage": config.passage_max_length}
+        self._text = TextTokenizer(tokenizer, limits, prompts, config.pad_to_multiple_of)
+
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **pack: Tensor) -> Embeddings:
+        """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.packing` →
+        dense [N,D] of unit length, fp32 or wider. Which of the two, and padding on either side, change nothing."""
+        tokens = chunk_tokens(input_ids, attention_mask, **pack)
+        dense_ND = at_least_float32(tokens.pool(tokens.states(self.encoder), self.pooling))
+        return Embeddings(dense_ND=functional.normalize(dense_ND, dim=-1))
+
+    @property
+    def max_length(self) -> int:
+        """Tokens at which clients of the exported model truncate: as in training."""
+        return max(self.config.query_max_length, self.config.passage_max_length)
+
+    @property
+    def prompts(self) -> Mapping[str, str]:
+        """By sentence-transformers' names; documents are bare."""
+        prefix = self._text.prompts["query"].prefix
+        return {"query": prefix} if prefix else {}
+
+
+def _check_fit(config: Qwen3EmbeddingConfig, encoder: Any, tokenizer: Any) -> None:
+    """PyTorch would only say that an index is wrong, and a cut-off instruction would not be noticed at all."""
+    room = int(encoder.config.max_position_embeddings)
+    for key in ("query_max_length", "passage_max_length"):
+        if getattr(config, key) > room:
+            raise ConfigError(
+                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
+                f"positions for: set it to {room} or less"
+            )
+    rows = int(encoder.get_input_embeddings().weight.shape[0])
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} ids, the model {config.name_or_path!r} embeddings for {rows}: "
+            "use the tokenizer that was saved with the model"
+        )
+    bare = len(tokenizer.backend_tokenizer.encode(Prompt(config.instruction, QUERY_FORMAT).apply("")).ids)
+    if bare >= config.query_max_length:
+        raise ConfigError(
+            f"query_max_length {config.query_max_length} leaves no room for a question: the instruction "
+            f"{config.instruction!r} and the end of text take {bare} tokens: raise it, or shorten the instruction"
+        )

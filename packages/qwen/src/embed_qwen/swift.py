@@ -1,0 +1,183 @@
+"""The one door to ms-swift: is it there and fit, its loader, its losses. Nothing else in this package imports it.
+
+ms-swift reads its settings from environment variables and takes the ranks of a run from them too. Here each call gets
+its own, put back afterwards, and is told that it is alone: gathering and averaging are the core's.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from embed_core.errors import CheckpointError, PluginError
+
+PACKAGE = "ms-swift"
+OLDEST = "4.6.0"
+"""Releases before it shrink InfoNCE's gradient by the number of ranks, and can draw a positive as a negative."""
+CAPPED = ("transformers", "datasets", "peft")
+"""Packages that ms-swift allows some versions of."""
+MODEL_TYPE = "qwen3_emb"
+"""ms-swift's name of the family: a local path alone would be ambiguous to it."""
+_ALONE = {"RANK": None, "LOCAL_RANK": None, "WORLD_SIZE": None, "LOCAL_WORLD_SIZE": None, "_PATCH_WORLD_SIZE": None}
+
+
+class Loaded(NamedTuple):
+    """A model as ms-swift loads it."""
+
+    causal: Any
+    """The transformers causal language model with ms-swift's pooling hook."""
+    tokenizer: Any
+
+
+def require() -> None:
+    """Raises PluginError, one line, where ms-swift is absent, too old, or does not allow what is installed beside it.
+
+    Asks the packages' metadata alone: nothing is imported.
+    """
+    from packaging.requirements import Requirement
+    from packaging.version import Version
+
+    try:
+        found = metadata.version(PACKAGE)
+    except metadata.PackageNotFoundError:
+        raise PluginError(
+            f"plugin 'qwen' needs {PACKAGE} {OLDEST} or later, which is not installed: "
+            f"pip install '{PACKAGE}>={OLDEST}'"
+        ) from None
+    if Version(found) < Version(OLDEST):
+        raise PluginError(
+            f"plugin 'qwen' needs {PACKAGE} {OLDEST} or later, and {found} is installed, whose losses are wrong on "
+            f"several ranks: pip install '{PACKAGE}>={OLDEST}'"
+        )
+    for line in metadata.requires(PACKAGE) or ():
+        wanted = Requirement(line)
+        if wanted.name not in CAPPED or (wanted.marker is not None and not wanted.marker.evaluate()):
+            continue
+        try:
+            version = metadata.version(wanted.name)
+        except metadata.PackageNotFoundError:
+            raise PluginError(
+                f"{PACKAGE} {found} needs {wanted.name}, which is not installed: pip install '{wanted}'"
+            ) from None
+        if not wanted.specifier.contains(version, prereleases=True):
+            raise PluginError(
+                f"{PACKAGE} {found} does not allow {wanted.name} {version}, it needs {wanted.name}{wanted.specifier}: "
+                f"pip install '{wanted}', or a later {PACKAGE}"
+            )
+
+
+def load(directory: Path, *, trust_remote_code: bool = False) -> Loaded:
+    """The model and the tokenizer of a directory, in fp32 on the CPU. Raises CheckpointError, PluginError."""
+    import torch
+
+    with _imported("swift.model.register") as register, _quiet(), _trusting(register, trust_remote_code):
+        try:
+            causal, tokenizer = register.get_model_processor(
+                str(directory),
+                task_type="embedding",
+                model_type=MODEL_TYPE,
+                torch_dtype=torch.float32,
+                attn_impl="sdpa",
+                device_map="cpu",
+            )
+        except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, RuntimeError …
+            reason = " ".join(str(error).split())[:200]
+            raise CheckpointError(
+                f"model directory {str(directory)!r} cannot be loaded by {PACKAGE} as {MODEL_TYPE} "
+                f"({type(error).__name__}: {reason})"
+            ) from error
+    return Loaded(causal, tokenizer)
+
+
+def loss(name: str) -> Callable[..., Any]:
+    """``swift.loss.loss_map[name]`` as a function ``(sentences_ND, labels, variables) → scalar``.
+
+    ``sentences_ND`` are the vectors as ms-swift lays a batch out, ``labels`` what goes with them, ``variables`` the
+    environment variables that the loss reads. Raises PluginError where ms-swift is absent or unfit.
+    """
+    with _imported("swift.loss") as module:
+        # Of the trainer the losses want to know one thing: that it is none of Megatron's.
+        own = module.loss_map[name](None, _NoTrainer())
+
+    def call(sentences_ND: Any, labels: Any, variables: Mapping[str, str | None] | None = None) -> Any:
+        with alone(**(variables or {})):
+            return own({"last_hidden_state": sentences_ND}, labels)
+
+    return call
+
+
+class _NoTrainer:
+    """In the place of a trainer."""
+
+
+@contextmanager
+def alone(**variables: str | None) -> Iterator[None]:
+    """The environment with ``variables`` set (``None`` unsets), of one rank: without a launcher's variables."""
+    wanted = {**_ALONE, **variables}
+    before = {name: os.environ.get(name) for name in wanted}
+    _set(wanted)
+    try:
+        yield
+    finally:
+        _set(before)
+
+
+def _set(variables: Mapping[str, str | None]) -> None:
+    for name, value in variables.items():
+        if value is None:
+            os.environ.pop(name, None)
+        else:
+            os.environ[name] = value
+
+
+@contextmanager
+def _imported(name: str) -> Iterator[Any]:
+    """A module of ms-swift, for work done alone; it takes seconds at first use.
+
+    ms-swift switches tokenizers' threads off for the whole process when it is imported; that is put back.
+    """
+    import importlib
+
+    require()
+    with alone(TOKENIZERS_PARALLELISM=os.environ.get("TOKENIZERS_PARALLELISM")):
+        try:
+            module = importlib.import_module(name)
+        except Exception as error:  # whatever a broken installation raises
+            reason = " ".join(str(error).split())[:200]
+            raise PluginError(
+                f"{PACKAGE} {metadata.version(PACKAGE)} cannot be imported ({type(error).__name__}: {reason}): "
+                f"pip install --force-reinstall '{PACKAGE}>={OLDEST}'"
+            ) from error
+        yield module
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """ms-swift and transformers say on every load what is no news; what matters is raised."""
+    from embed_core.checkpoints.source import quiet_transformers
+
+    logger = logging.getLogger("swift")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        with quiet_transformers():
+            yield
+    finally:
+        logger.setLevel(level)
+
+
+@contextmanager
+def _trusting(register: Any, trust: bool) -> Iterator[None]:
+    """ms-swift trusts the code that comes with every model, unless its loader is told otherwise."""
+    loader = register.ModelLoader
+    before = loader.default_trust_remote_code
+    loader.default_trust_remote_code = trust
+    try:
+        yield
+    finally:
+        loader.default_trust_remote_code = before

@@ -1,0 +1,1 @@
+"""Losses of image-text training: one per file."""

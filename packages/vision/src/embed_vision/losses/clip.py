@@ -1,0 +1,79 @@
+"""CLIP's symmetric cross-entropy with a learned scale."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+from embed_core.losses.config import InfoNCEConfig
+from embed_core.losses.infonce import InfoNCE
+from embed_core.scoring.need import missing
+from embed_core.types import LossOutput
+
+if TYPE_CHECKING:
+    from embed_core.types import Batch, Targets
+    from embed_vision.losses_config import ClipLossConfig
+
+
+class ClipLoss(nn.Module):
+    """InfoNCE in both directions over ``exp(logit_scale) · q·p`` (Radford et al. 2021, arXiv 2103.00020).
+
+    The mean of both directions and over the rows; each query competes for its positive with all P passages, each
+    positive for its query with the B queries. Memory is that of :class:`~embed_core.losses.infonce.InfoNCE`: large
+    tables are computed in tiles, twice, and on several ranks each computes its own rows.
+    Metrics: ``loss``, ``accuracy``, ``masked``, and ``scale``, the factor at this step.
+    """
+
+    shares_rows = True
+
+    def __init__(self, config: ClipLossConfig, start: float) -> None:
+        """``start``: the logarithm of the scale."""
+        super().__init__()
+        self.config = config
+        # One element, not a scalar: DeepSpeed broadcasts parameters as bytes, which a scalar has no view of.
+        self.logit_scale = nn.Parameter(torch.tensor([float(start)]), requires_grad=config.learnable)
+
+    def forward(self, batch: Batch, targets: Targets) -> LossOutput:
+        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
+        query_BD = batch.query.dense_ND
+        if query_BD is None or batch.passage.dense_ND is None:
+            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+        scale = _below(self.logit_scale.squeeze(), math.log(self.config.max_scale)).exp().to(query_BD.dtype)
+        # The scaled queries carry the scale's gradient through tiles that know nothing of it.
+        scaled = batch._replace(query=batch.query._replace(dense_ND=query_BD * scale))
+        loss, metrics = self._infonce(scale)(scaled, targets)
+        B = query_BD.shape[0]
+        start, stop = targets.own_rows or (0, B)
+        return LossOutput(loss, {**metrics, "scale": scale.detach() * ((stop - start) / B)})
+
+    def _infonce(self, scale: Tensor) -> InfoNCE:
+        mask = self.config.mask
+        if mask.margin is not None:  # it is in units of the similarity
+            mask = mask.model_copy(update={"margin": mask.margin * float(scale.detach())})
+        return InfoNCE(InfoNCEConfig(temperature=1.0, symmetric=True, mask=mask))
+
+
+def _below(value: Tensor, limit: float) -> Tensor:
+    """``value``, at most ``limit``."""
+    below: Tensor = _Below.apply(value, limit)
+    return below
+
+
+class _Below(torch.autograd.Function):
+    """Clamps without trapping: beyond the limit the gradient still passes where it leads back.
+
+    CLIP clamps the parameter itself after each step, which under ZeRO would not reach the optimizer's own copy.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, value: Tensor, limit: float) -> Tensor:
+        ctx.beyond = bool(value > limit)
+        return value.clamp(max=limit)
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor, None]:
+        (gradient,) = gradients
+        return gradient.clamp(min=0) if ctx.beyond else gradient, None

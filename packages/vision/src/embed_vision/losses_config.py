@@ -1,0 +1,109 @@
+"""The losses of image-text training."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import Field
+
+from embed_core.config.base import LossConfig
+from embed_core.losses.config import MaskConfig
+
+if TYPE_CHECKING:
+    from embed_core.context import BuildContext
+    from embed_vision.losses.clip import ClipLoss
+    from embed_vision.losses.cosent import CoSENTLoss
+    from embed_vision.losses.siglip import SiglipLoss
+    from embed_vision.losses.triplet import TripletLoss
+
+
+class ClipLossConfig(LossConfig):
+    """Cross-entropy in both directions with a scale that is learned (CLIP, Radford et al. 2021).
+
+    Each query must find its positive among all passages of the batch, hard negatives included, and each positive its
+    query among the queries.
+    """
+
+    kind: Literal["clip"] = "clip"
+    temperature: float | None = Field(default=None, gt=0)
+    """What similarities are divided by at the start; None = as the model has it (``logit_scale``), else CLIP's 0.07."""
+    learnable: bool = True
+    """Train the scale; False keeps it where it starts."""
+    max_scale: float = Field(default=100.0, gt=0)
+    """The scale (1 / temperature) stays below, as CLIP's."""
+    mask: MaskConfig = MaskConfig()
+    """Passages that are no negatives of a query, because they answer it too."""
+
+    def build(self, context: BuildContext) -> ClipLoss:
+        """The loss; its parameter ``logit_scale`` is the logarithm of the scale. Raises ConfigError for a start beyond
+        ``max_scale``."""
+        from embed_vision.losses.clip import ClipLoss
+        from embed_vision.losses.start import start_of_clip
+
+        return ClipLoss(self, start_of_clip(self, context.model))
+
+
+class SiglipLossConfig(LossConfig):
+    """A sigmoid for every pair of query and passage: a pair or none, independent of the others (Zhai et al. 2023)."""
+
+    kind: Literal["siglip"] = "siglip"
+    scale: float | None = Field(default=None, gt=0)
+    """What similarities are multiplied by at the start; None = as the model has it (``logit_scale``), else 10."""
+    bias: float | None = None
+    """Added to the logits at the start; None = as the model has it (``logit_bias``), else -10."""
+    learnable: bool = True
+    """Train scale and bias; False keeps them where they start."""
+    mask: MaskConfig = MaskConfig()
+    """Pairs that are neither: another passage that answers the query too."""
+
+    def build(self, context: BuildContext) -> SiglipLoss:
+        """The loss; its parameters are ``logit_scale``, the logarithm of the scale, and ``logit_bias``."""
+        from embed_vision.losses.siglip import SiglipLoss
+        from embed_vision.losses.start import start_of_siglip
+
+        return SiglipLoss(self, *start_of_siglip(self, context.model))
+
+
+class TripletLossConfig(LossConfig):
+    """The positive must be nearer than each negative by a margin (Schroff et al. 2015; Hermans et al. 2017)."""
+
+    kind: Literal["triplet"] = "triplet"
+    distance: Literal["cosine", "euclidean", "manhattan"] = "cosine"
+    """``cosine`` is 1 − the cosine, from 0 to 2."""
+    margin: float = Field(default=0.5, gt=0)
+    """How much nearer, in units of the distance (sentence-transformers' default is 5, euclidean)."""
+    negatives: Literal["all", "hardest"] = "all"
+    """Of a row's own hard negatives: the mean over all of them, or the nearest one."""
+    in_batch: bool = True
+    """A row without hard negatives takes the nearest passage of the other rows that does not answer it. False = such
+    rows add nothing."""
+    mask: MaskConfig = MaskConfig()
+    """Passages that are no negatives of a query, because they answer it too."""
+
+    def build(self, context: BuildContext) -> TripletLoss:
+        """The loss; it has no parameters."""
+        from embed_vision.losses.triplet import TripletLoss
+
+        return TripletLoss(self)
+
+
+class CoSENTLossConfig(LossConfig):
+    """Pairs must come in the order of their labels, whatever their cosines are (CoSENT, Huang et al. 2024).
+
+    The label of a pair is its score where the data has scores, else 1 for a positive and 0 for a negative.
+    """
+
+    kind: Literal["cosent"] = "cosent"
+    scale: float = Field(default=20.0, gt=0)
+    """Cosines are multiplied by it."""
+    in_batch: bool = True
+    """In a batch without scores and without hard negatives, the passages of other rows are each query's negatives.
+    False = there is then nothing to order, and the loss is 0."""
+    mask: MaskConfig = MaskConfig()
+    """Passages that are no negatives of a query, because they answer it too."""
+
+    def build(self, context: BuildContext) -> CoSENTLoss:
+        """The loss; it has no parameters."""
+        from embed_vision.losses.cosent import CoSENTLoss
+
+        return CoSENTLoss(self)
