@@ -46,7 +46,8 @@ def build(parts: str, out: Path) -> tuple[Any, Any]:
     """Model and loss: the tiny model under one of the losses, or a small Qwen3 of ``out/base`` under ms-swift's."""
     if parts != "qwen":
         return TinyModel(), LOSSES[parts].build(CONTEXT)
-    config = Qwen3EmbeddingConfig(name_or_path=str(out / "base"), instruction="Find it")
+    lengths = {"query_max_length": 64, "passage_max_length": 64}
+    config = Qwen3EmbeddingConfig(name_or_path=str(out / "base"), instruction="Find it", **lengths)
     return config.build(CONTEXT), LOSSES["swift"].build(CONTEXT)
 
 

@@ -22,6 +22,8 @@ from embed_qwen.prompts import WEB_SEARCH, instruction_of
 
 POSITIONS = 32_768
 """Tokens that a from-scratch model has positions for; rotary positions have no weights."""
+FEED_FORWARD_SCALE = 0.2
+"""What the output of a random feed-forward part is multiplied by."""
 VERSION = "1"
 """Part of the key of from-scratch models: raise it when their weights change."""
 
@@ -171,9 +173,9 @@ def write_scratch(shape: Qwen3Shape, tokenizer: Any, seed: int, directory: Path,
 def random_decoder(shape: Qwen3Shape, tokenizer: Any, seed: int, positions: int) -> Any:
     """A random ``Qwen3Model``.
 
-    Every vector is the state of the same token. At the usual scale what that token brings along is most of its state,
-    all vectors point the same way, and a contrastive loss with a small temperature starts flat; so its embedding starts
-    at a hundredth, and what attention collects from the text decides.
+    Every vector is the state of the same token, and tells texts apart by what attention brings there. With values and
+    attention outputs at the usual 0.02 that is little: 60 steps of 32 pairs of documentation ended at an MRR of 0.08
+    among 200. At the scale that keeps a state's size, and with the feed-forward part turned down, it was 0.26.
     """
     import torch
     from transformers import Qwen3Config, Qwen3Model
@@ -194,13 +196,14 @@ def random_decoder(shape: Qwen3Shape, tokenizer: Any, seed: int, positions: int)
         eos_token_id=tokenizer.eos_token_id,
         bos_token_id=None,
     )
-    with seeded(seed), torch.no_grad():
+    with seeded(seed):
         model = Qwen3Model(config)
-        model.embed_tokens.weight[tokenizer.convert_tokens_to_ids(END_OF_TEXT)] *= COMMON_SCALE
+    with torch.no_grad():
+        for layer in model.layers:
+            for part in (layer.self_attn.v_proj, layer.self_attn.o_proj):
+                part.weight.mul_(shape.hidden**-0.5 / config.initializer_range)
+            layer.mlp.down_proj.weight.mul_(FEED_FORWARD_SCALE)
     return model
-
-
-COMMON_SCALE = 0.01
 
 
 def _json(path: Path) -> dict[str, Any]:
