@@ -70,7 +70,8 @@ def test_a_slot_without_a_kind_allows_nothing() -> None:
 def test_keys_carry_their_help() -> None:
     schema = run_schema(activate(["hello"])[1])
     train = resolved(schema, resolved(schema, schema)["properties"]["train"])
-    assert train["properties"]["max_steps"]["description"] == "Optimizer steps of the whole run, in a run with phases of each."
+    described = train["properties"]["max_steps"]["description"]
+    assert described == "Optimizer steps of the whole run, in a run with phases of each."
     assert train["additionalProperties"] is False
 
 

@@ -75,6 +75,36 @@ def test_a_backward_per_chunk_held_until_the_last() -> None:
     check(model)
 
 
+def test_a_table_that_the_last_chunk_does_not_use() -> None:
+    """Its gradient is there by the end of the last backward, where ranks reduce what there is."""
+
+    class PerRole(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.tables = nn.ModuleList([nn.Embedding(50, 6), nn.Embedding(50, 6)])
+
+        def forward(self, ids: Tensor, role: int) -> Tensor:
+            found: Tensor = self.tables[role](ids)
+            return found
+
+    model, plain = PerRole(), PerRole()
+    plain.load_state_dict(model.state_dict())
+    tables, given = SharedTables(model), list(zip(chunks(), (0, 1, 1), strict=True))
+    for number, (ids, role) in enumerate(given):
+        last = number == len(given) - 1
+        with tables.shared(hold=not last):
+            states = model(ids, role)
+        parts = [states.square().sum(), *(tables.unclaimed() if last else ())]
+        assert len(parts) == (2 if last else 1)
+        torch.stack(parts).sum().backward()
+    torch.stack([plain(ids, role).square().sum() for ids, role in given]).sum().backward()
+    for one, other in zip(model.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(one.grad, other.grad)
+    with tables.shared():
+        model(*given[0]).sum().backward()
+    assert tables.unclaimed() == []
+
+
 def test_what_is_held_can_be_forgotten() -> None:
     model = TwoTables()
     tables = SharedTables(model)

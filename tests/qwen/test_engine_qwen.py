@@ -77,6 +77,8 @@ def test_every_stage_agrees_with_one_rank(out: Path, ranks: int) -> None:
 def test_the_comparison_compares_something(out: Path) -> None:
     """The gradients are no zeros, and masks and second positives take part."""
     for parts in PARTS:
-        for step in read(out, f"1-{parts}-{REFERENCE}")["steps"]:
-            assert max(abs(value) for gradient in step["gradients"].values() for value in gradient) > 1e-3, parts
+        # online_contrastive has nothing to say of a batch whose pairs are in order.
+        steps = read(out, f"1-{parts}-{REFERENCE}")["steps"]
+        largest = [max(abs(value) for gradient in step["gradients"].values() for value in gradient) for step in steps]
+        assert (max if parts == "online" else min)(largest) > 1e-3, parts
     assert any(step["metrics"]["masked"] > 0 for step in read(out, f"1-paper-{REFERENCE}")["steps"])

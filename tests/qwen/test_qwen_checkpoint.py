@@ -152,7 +152,9 @@ def test_a_base_that_is_gone_is_announced(make_model: Make, base: Path, tmp_path
     model, lines = make_model(), list[str]()
     model.base = tmp_path / "gone"
     export(model, tmp_path / "out", lines=lines)
-    assert lines == [f"{tmp_path / 'gone'} has no safetensors any more: whether the export differs from it is not known"]
+    assert lines == [
+        f"{tmp_path / 'gone'} has no safetensors any more: whether the export differs from it is not known"
+    ]
 
 
 def test_an_export_that_is_not_what_was_trained_is_refused(
@@ -216,7 +218,9 @@ def test_adapter_and_merged_export_agree(
     assert lines[0].startswith("LoRA r 4, alpha 8: trainable ")
     torch.testing.assert_close(wanted["merged"], wanted["adapter"], rtol=0, atol=0)
     for place in places.values():
-        theirs = SentenceTransformer(str(place), device="cpu").encode(texts, prompt_name="query", convert_to_tensor=True)
+        theirs = SentenceTransformer(str(place), device="cpu").encode(
+            texts, prompt_name="query", convert_to_tensor=True
+        )
         torch.testing.assert_close(theirs, wanted["merged"], rtol=0, atol=1e-5)
 
 

@@ -164,7 +164,9 @@ def test_it_equals_swifts_where_both_can(negatives: tuple[int, ...], qq: bool, d
     )
     theirs = SwiftInfoNCEConfig(temperature=0.07, include_qq=qq, include_dd=dd, mask_fake_negative=masked)
     for found, wanted in zip(
-        value_and_gradients(build(ours), batch, targets), value_and_gradients(build(theirs), batch, targets), strict=True
+        value_and_gradients(build(ours), batch, targets),
+        value_and_gradients(build(theirs), batch, targets),
+        strict=True,
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -175,7 +177,9 @@ def test_it_equals_swifts_in_the_own_group(negatives: tuple[int, ...]) -> None:
     mask = MaskConfig(same_text=False, same_id=False)
     ours, theirs = Qwen3InfoNCEConfig(mask=mask, **ALONE), SwiftInfoNCEConfig(temperature=0.02, use_batch=False)
     for found, wanted in zip(
-        value_and_gradients(build(ours), batch, targets), value_and_gradients(build(theirs), batch, targets), strict=True
+        value_and_gradients(build(ours), batch, targets),
+        value_and_gradients(build(theirs), batch, targets),
+        strict=True,
     ):
         torch.testing.assert_close(found, wanted, rtol=1e-5, atol=1e-5)
 
@@ -186,9 +190,7 @@ def test_it_is_a_loss(way: dict[str, Any]) -> None:
 
 
 @settings(max_examples=40, deadline=None)
-@given(
-    cut=st.integers(1, 6), way=st.sampled_from(WAYS), tile=st.sampled_from([10**9, 16]), seed=st.integers(0, 100)
-)
+@given(cut=st.integers(1, 6), way=st.sampled_from(WAYS), tile=st.sampled_from([10**9, 16]), seed=st.integers(0, 100))
 def test_the_parts_of_the_ranks_add_up(cut: int, way: dict[str, Any], tile: int, seed: int) -> None:
     batch, targets = entangled(seed)
     loss = build(Qwen3InfoNCEConfig(temperature=0.3, **way))
@@ -242,7 +244,9 @@ def test_large_logits_stay_finite() -> None:
 
 def test_half_precision_is_computed_in_fp32() -> None:
     batch, targets = random_batch(6, repeats=False)
-    half = Batch(*(Embeddings(e.dense_ND.detach().bfloat16().requires_grad_()) for e in batch if e.dense_ND is not None))
+    half = Batch(
+        *(Embeddings(e.dense_ND.detach().bfloat16().requires_grad_()) for e in batch if e.dense_ND is not None)
+    )
     wide = Batch(*(Embeddings(e.dense_ND.detach().float().requires_grad_()) for e in half if e.dense_ND is not None))
     for config in (Qwen3InfoNCEConfig(), SwiftInfoNCEConfig(temperature=0.02)):
         found, wanted = (value_and_gradients(build(config), one, targets) for one in (half, wide))
@@ -262,7 +266,10 @@ def test_dense_vectors_are_needed() -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"in_batch": False}, r"query_query: true compares with other rows: set in_batch: true, or query_query and doc"),
+        (
+            {"in_batch": False},
+            r"query_query: true compares with other rows: set in_batch: true, or query_query and doc",
+        ),
         (
             {"positives": "known", "mask": {"same_text": False, "same_id": False}},
             "positives: known needs mask.same_text or mask.same_id",

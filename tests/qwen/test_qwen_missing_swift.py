@@ -59,8 +59,10 @@ def test_absent(tmp_path: Path) -> None:
     result = embed(tmp_path, "run", "--config", str(tmp_path / "run.yaml"), "--output-dir", str(tmp_path / "out"))
     assert result.returncode == 2, result.stderr
     assert "Traceback" not in result.stderr
-    assert result.stderr.strip().splitlines()[-1].endswith(
-        "plugin 'qwen' needs ms-swift 4.6.0 or later, which is not installed: pip install 'ms-swift>=4.6.0'"
+    assert (
+        result.stderr.strip()
+        .splitlines()[-1]
+        .endswith("plugin 'qwen' needs ms-swift 4.6.0 or later, which is not installed: pip install 'ms-swift>=4.6.0'")
     )
     assert not (tmp_path / "out" / "model").exists()
 

@@ -243,7 +243,10 @@ def test_a_directory_must_be_whole(make_model: Make, base: Path, tmp_path: Path)
     ("change", "message"),
     [
         ({"model_type": "bert"}, r"a model of type 'bert', not 'qwen3': use the plugin of its family"),
-        ({"auto_map": {"AutoModel": "evil.Model"}}, r"Python code of its own \(auto_map\): set trust_remote_code: true"),
+        (
+            {"auto_map": {"AutoModel": "evil.Model"}},
+            r"Python code of its own \(auto_map\): set trust_remote_code: true",
+        ),
     ],
 )
 def test_models_of_another_kind_are_refused(

@@ -22,6 +22,8 @@ class SharedTables:
     def __init__(self, model: nn.Module) -> None:
         self._used: dict[nn.Embedding, tuple[Tensor, _Sum]] = {}
         self._sums: dict[nn.Embedding, _Sum] = {}
+        self._met: frozenset[nn.Embedding] = frozenset()
+        """The tables that the last chunk used."""
         self._open = self._hold = False
         for module in model.modules():
             if type(module) is nn.Embedding and module.weight.requires_grad and module.max_norm is None:
@@ -41,7 +43,14 @@ class SharedTables:
             yield
         finally:
             self._open = False
+            self._met = frozenset(self._used)
             self._used.clear()
+
+    def unclaimed(self) -> list[Tensor]:
+        """Zeros to add to what the last backward is of: they hand over what is held of tables that its chunk, the last
+        one that was encoded, has no text for (a model with a table per role, or per language)."""
+        left = [(module, total) for module, total in self._sums.items() if module not in self._met and total.is_held]
+        return [_Claim.apply(module.weight, total) for module, total in left]
 
     def forget(self) -> None:
         """Drop what is held: the backward it was for will not come."""
@@ -71,6 +80,11 @@ class _Sum:
             self._value = torch.zeros(table_VD.shape, dtype=table_VD.dtype)
         self._value.index_add_(0, ids.reshape(-1), rows_D.reshape(-1, rows_D.shape[-1]).to(table_VD.dtype))
 
+    @property
+    def is_held(self) -> bool:
+        """Whether a gradient waits here."""
+        return self._value is not None
+
     def take(self) -> Tensor | None:
         if self.hold:
             return None
@@ -91,6 +105,19 @@ class _Table(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *none: Tensor | None) -> tuple[Tensor | None, None]:
+        return ctx.total.take(), None
+
+
+class _Claim(torch.autograd.Function):
+    """0, whose gradient of the weight is what is held."""
+
+    @staticmethod
+    def forward(ctx: Any, weight_VD: Tensor, total: _Sum) -> Tensor:
+        ctx.total = total
+        return weight_VD.new_zeros(())
+
+    @staticmethod
+    def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, None]:
         return ctx.total.take(), None
 
 

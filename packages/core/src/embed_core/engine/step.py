@@ -177,7 +177,11 @@ class Step:
             products = [_product(v, g) for v, g in zip(values(encoded), gradients[number], strict=True)]
             # Parameters of the loss: its graph ends at the cached embeddings, so nothing is counted twice. With the
             # first chunk, because ZeRO-3 overwrites the last step's gradients at the first backward only.
-            return torch.stack([*products, output.loss] if place == 0 and own else products).sum()
+            if place == 0 and own:
+                products.append(output.loss)
+            if place == len(chunks) - 1 and self.engine.module.tables is not None:
+                products += self.engine.module.tables.unclaimed()
+            return torch.stack(products).sum()
 
         def all_but_the_last_backward() -> Tensor:
             self.engine.set_gradient_accumulation_boundary(False)

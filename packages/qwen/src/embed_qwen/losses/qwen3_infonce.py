@@ -17,6 +17,9 @@ if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
     from embed_qwen.losses_config import Qwen3InfoNCEConfig
 
+TIE = 1e-6
+"""Similarities that differ by less are equal: two products of one pair of vectors, added up in another order, are not."""
+
 
 class Qwen3InfoNCE(nn.Module):
     """``mean_i −log( e^{s(q_i,d_i⁺)/τ} / Z_i )`` (Zhang et al. 2025, arXiv 2506.05176), where
@@ -74,7 +77,7 @@ class _Rows:
             loss_n = self._over_positives(loss_n, log_sum_n)
         loss = loss_n.sum() / self.B
         largest_n = torch.stack([part.largest_N for part in documents]).amax(0)
-        correct = (self.similarity_n.detach() / temperature >= largest_n).sum()
+        correct = ((self.similarity_n.detach() + TIE) / temperature >= largest_n).sum()
         masked = torch.stack([part.masked for part in documents]).sum()
         return LossOutput(
             loss,
