@@ -4,7 +4,7 @@
 
 A small random model (dense, one layer) learns from questions of ``jaquad/train`` with the batch's other paragraphs as
 negatives, as a first stage; then it goes on with negatives from all paragraphs of that split, random or mined ones,
-and is measured on ``jaquad/dev``, which shares no article with it. All but the negatives is the same: the model the
+and is measured on ``jaquad/dev``, which shares no article with it (``--dev``: the same within that split). All but the negatives is the same: the model the
 second stage starts from, tokenizer, rows, their order, steps. ``dense`` mines with that model.
 """
 
@@ -51,6 +51,8 @@ def main() -> None:
     with TemporaryDirectory(prefix="embed-mining-") as made:
         folder = options.output_dir or Path(made)
         folder.mkdir(parents=True, exist_ok=True)
+        if options.dev:
+            data = by_article(data / "dev", folder / "jaquad")
         prepare(data / "train", folder)
         wanted = [name for name in ARMS if not options.arm or name in options.arm]
         found: dict[str, list[float]] = {name: [] for name in ("first stage", *wanted)}
@@ -78,6 +80,7 @@ def main() -> None:
 def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     """The command line."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.mining_quality", description=__doc__)
+    parser.add_argument("--dev", action="store_true", help="of the dev split: two thirds of its articles, and the rest")
     parser.add_argument("--seeds", type=int, nargs="+", default=SEEDS)
     parser.add_argument("--arm", action="append", choices=list(ARMS), help="this one only; repeatable")
     parser.add_argument("--output-dir", type=Path, help="keep data and runs there")
@@ -89,6 +92,26 @@ def jaquad() -> Path | None:
     data = os.environ.get("EMBED_TEST_DATA")
     path = (Path(data) if data else ROOT.parent / "shared" / "data") / "jaquad"
     return path if path.is_dir() else None
+
+
+def by_article(source: Path, folder: Path) -> Path:
+    """``train`` and ``dev`` of one split, as BEIR folders: a third of its articles, chosen by a hash, is held out."""
+    corpus, queries = read(source / "corpus.jsonl"), read(source / "queries.jsonl")
+    (qrels,) = (source / "qrels").glob("*.tsv")
+    head, *judged = qrels.read_text(encoding="utf-8").splitlines()
+    held_out = {t for t in {row["title"] for row in corpus} if blake2b(t.encode(), digest_size=8).digest()[0] % 3 == 0}
+    for name, wanted in (("train", False), ("dev", True)):
+        part = folder / name
+        (part / "qrels").mkdir(parents=True, exist_ok=True)
+        documents = [row for row in corpus if (row["title"] in held_out) == wanted]
+        ids = {row["_id"] for row in documents}
+        lines = [line for line in judged if line.split("\t")[1] in ids]
+        asked = {line.split("\t")[0] for line in lines}
+        write(part / "corpus.jsonl", documents)
+        write(part / "queries.jsonl", [row for row in queries if row["_id"] in asked])
+        text = "".join(f"{line}\n" for line in (head, *lines))
+        (part / "qrels" / f"{name}.tsv").write_text(text, encoding="utf-8")
+    return folder
 
 
 def prepare(source: Path, folder: Path) -> None:
