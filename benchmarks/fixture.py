@@ -108,6 +108,8 @@ def write_model(case: Case, texts: Sequence[str], cache: Path, directory: Path) 
     from embed_core.scratch.tokenizer import unigram_tokenizer
 
     longest = max(case.query_max_len, case.passage_max_len)
+    if case.family == "qwen3-embedding":
+        return write_qwen3_embedding(case, texts, cache, directory)
     pieces = min(case.vocab_size, 16_000)
     tokenizer = unigram_tokenizer(texts, pieces, cache, print, max_length=longest)
     if case.family == "qwen3":
@@ -152,6 +154,19 @@ def write_qwen3(case: Case, tokenizer: Any, directory: Path) -> None:
     tokenizer.save_pretrained(plain)
     modules = [Transformer(str(plain)), Pooling(case.hidden, pooling_mode="lasttoken"), Normalize()]
     SentenceTransformer(modules=modules, device="cpu").save(str(directory))
+
+
+def write_qwen3_embedding(case: Case, texts: Sequence[str], cache: Path, directory: Path) -> Any:
+    """The same as embed-qwen makes one from scratch; returns its tokenizer."""
+    from embed_core.scratch.byte_level import byte_level_tokenizer
+    from embed_qwen.build import write_scratch
+    from embed_qwen.model_config import Qwen3Shape
+
+    longest = max(case.query_max_len, case.passage_max_len)
+    tokenizer = byte_level_tokenizer(texts, case.vocab_size, cache, print, max_length=longest)
+    shape = Qwen3Shape(vocab_size=case.vocab_size, hidden=case.hidden, layers=case.layers, heads=case.heads)
+    write_scratch(shape, tokenizer, SEED, directory)
+    return tokenizer
 
 
 def tokens_per_row(tokenizer: Any, rows: Sequence[Row], case: Case) -> float:

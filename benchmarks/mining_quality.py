@@ -4,8 +4,9 @@
 
 A small random model (dense, one layer) learns from questions of ``jaquad/train`` with the batch's other paragraphs as
 negatives, as a first stage; then it goes on with negatives from all paragraphs of that split, random or mined ones,
-and is measured on ``jaquad/dev``, which shares no article with it (``--dev``: the same within that split). All but the negatives is the same: the model the
-second stage starts from, tokenizer, rows, their order, steps. ``dense`` mines with that model.
+and is measured on ``jaquad/dev``, which shares no article with it (``--dev``: the same within that split). All but the
+negatives is the same: the model the second stage starts from, tokenizer, rows, their order, steps. ``dense`` mines with
+that model.
 """
 
 from __future__ import annotations

@@ -31,7 +31,7 @@ ENVIRONMENT = {
     "PYTHONPATH": os.pathsep.join(filter(None, [str(ROOT), os.environ.get("PYTHONPATH", "")])),
 }
 ON_CPU = {"DS_ACCELERATOR": "cpu", "CUDA_VISIBLE_DEVICES": ""}
-PACKAGES = ("embed-core", "torch", "transformers", "deepspeed", "sentence-transformers", "FlagEmbedding")
+PACKAGES = ("embed-core", "torch", "transformers", "deepspeed", "sentence-transformers", "FlagEmbedding", "ms-swift")
 
 
 def main() -> None:

@@ -33,8 +33,8 @@ def main() -> None:
     from embed_bge import BGETrainer, BGETrainerConfig
 
     order = read_order()
-    if order["family"] == "qwen3":
-        train_pairs(order)
+    if order["family"] != "xlm-roberta":
+        (train_pairs if order["family"] == "qwen3" else train_qwen)(order)
         return
     unified = order["loss"] == "m3"
     config = BGETrainerConfig(
@@ -87,6 +87,39 @@ def train_pairs(order: dict[str, Any]) -> None:
         weight_decay=0,
     )
     PairsTrainer(config=config, overrides=overrides(order), observers=[observer(order)]).train(overwrite=True)
+
+
+def train_qwen(order: dict[str, Any]) -> None:
+    """Qwen3-Embedding, bare texts, as ms-swift trains it under ZeRO 2: the recipe of embed-qwen."""
+    from embed_core.api import BaseRetrieverTrainer
+    from embed_qwen.recipe import QwenRecipe
+
+    class QwenTrainer(BaseRetrieverTrainer):
+        plugin = "qwen"
+        recipe_class = QwenRecipe
+
+    config = QwenRecipe(
+        model_name_or_path=order["model"],
+        dataset_paths=(order["rows"],),
+        held_out_rows=0,
+        output_dir=Path(order["output"]),
+        seed=order["seed"],
+        query_max_length=order["query_max_len"],
+        max_length=order["passage_max_len"],
+        instruction="",
+        infonce_include_qq=False,
+        infonce_include_dd=False,
+        infonce_mask_fake_negative=False,
+        negatives=0,
+        temperature=0.05,
+        learning_rate=order["learning_rate"],
+        max_steps=order["steps"],
+        per_device_train_batch_size=order["batch_size"],
+        warmup_ratio=0,
+        weight_decay=0,
+        deepspeed="zero2",
+    )
+    QwenTrainer(config=config, overrides=overrides(order), observers=[observer(order)]).train(overwrite=True)
 
 
 def overrides(order: dict[str, Any]) -> dict[str, Any]:

@@ -199,6 +199,15 @@ def test_phases_are_components_too(registry: Registry) -> None:
     assert (rate(one), rate(two)) == (1e-3, 0.5)
 
 
+def test_what_is_written_down_of_phases_reads_as_the_same_run(registry: Registry) -> None:
+    config = run(registry, PHASES + "train: {gradient_clipping: 0.25, optimizer: {weight_decay: 0.5}}\n")
+    again = RunConfig.model_validate(plain(config), context={"registry": registry})
+    for number in range(2):
+        assert again.in_phase(number).train == config.in_phase(number).train
+        assert again.in_phase(number).train.gradient_clipping == 0.25
+    assert again.in_phase(1).train.optimizer.weight_decay == 0.5
+
+
 def test_a_small_run_is_small_in_every_phase(registry: Registry) -> None:
     config = run(registry, PHASES, sanity=True)
     assert [config.in_phase(n).train.max_steps for n in range(2)] == [SANITY["train"]["max_steps"]] * 2

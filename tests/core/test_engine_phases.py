@@ -127,6 +127,10 @@ def test_observers_see_one_run(hello_run: Any, tmp_path: Path) -> None:
         "phase 1 of 2, first: 3 steps",
         "phase 2 of 2, second: 2 steps",
     ]
+    written = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert [(one["step"], one["phase"]) for one in written if "evaluation" in one] == [
+        (0, "first"), (3, "first"), (5, "second"),
+    ]  # fmt: skip
     (end,) = seen.ends
     assert (end.steps, end.export_dir) == (5, tmp_path / "run/model")
 

@@ -203,7 +203,9 @@ def test_mrl_mode(resolve: Any) -> None:
     assert [term["loss"]["kind"] for term in first.values()] == ["teacher-similarity", "teacher-kl"]
     assert [one["kind"] for one in run["evaluation"]] == ["two-by-two", "dimensions"]
     assert run["checkpoint"]["kind"] == "matryoshka"
-    cut = resolve("model.use_projection=false", "model.mrl_teacher=first")["loss"]["inner"]
+    loaded = ("model.use_projection=false", "model.student=a/b", "model.student_dim=48")
+    assert resolve(*loaded)["loss"]["inner"]["auto_scale"] is True
+    cut = resolve(*loaded, "model.mrl_teacher=first")["loss"]["inner"]
     assert (cut["terms"]["mse"]["loss"]["teacher_dims"], cut["auto_scale"]) == ("first", False)
     alone = resolve("model.use_projection=false", "model.mrl_dims=[]")
     assert (alone["loss"]["kind"], alone["checkpoint"]["kind"]) == ("weighted-sum", "transformers")

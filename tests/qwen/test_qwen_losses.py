@@ -91,16 +91,16 @@ def by_loop(config: Qwen3InfoNCEConfig, batch: Batch, targets: Targets) -> Tenso
         def is_known(p: int, known: set[tuple[str, int]] = known) -> bool:
             return ("text", int(targets.passage_ids_P[p])) in known or ("key", int(targets.passage_keys_P[p])) in known
 
-        limit = math.inf if config.mask.margin is None else float(q[i] @ d[own]) + config.mask.margin
+        limit = math.inf if config.mask.margin is None else float(q[i].detach() @ d[own].detach()) + config.mask.margin
         group = range(first[i], first[i + 1])
         everything = range(P) if config.in_batch else group
         if config.in_batch and config.hard_negatives == "own":
             everything = sorted({*first[:-1], *group})  # type: ignore[assignment]
         rivals = [p for p in everything if p != own and not is_known(p)]
-        sums = [(q[i] @ d[p]) for p in rivals if float(q[i] @ d[p]) <= limit]
+        sums = [(q[i] @ d[p]) for p in rivals if float((q[i] @ d[p]).detach()) <= limit]
         if config.query_query:
             others = [j for j in range(B) if j != i and not is_known(first[j])]
-            sums += [q[i] @ q[j] for j in others if float(q[i] @ q[j]) <= limit]
+            sums += [q[i] @ q[j] for j in others if float((q[i] @ q[j]).detach()) <= limit]
         if config.document_document:
             sums += [d[own] @ d[p] for p in rivals]
         Z = sum(((one / tau).exp() for one in sums), q.new_zeros(()))

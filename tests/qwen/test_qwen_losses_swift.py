@@ -173,9 +173,11 @@ def test_the_environment_does_not_reach_in_and_is_put_back(monkeypatch: pytest.M
 def test_the_environment_is_put_back_after_a_failure(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WORLD_SIZE", "2")
     monkeypatch.delenv("INFONCE_TEMPERATURE", raising=False)
-    with pytest.raises(RuntimeError, match="stop"), swift.alone(INFONCE_TEMPERATURE="1"):
-        assert "WORLD_SIZE" not in os.environ
-        raise RuntimeError("stop")
+    within = swift.alone(INFONCE_TEMPERATURE="1")
+    within.__enter__()
+    assert "WORLD_SIZE" not in os.environ
+    assert os.environ["INFONCE_TEMPERATURE"] == "1"
+    within.__exit__(RuntimeError, RuntimeError("stop"), None)
     assert os.environ["WORLD_SIZE"] == "2"
     assert "INFONCE_TEMPERATURE" not in os.environ
 
@@ -197,8 +199,8 @@ def test_hard_negatives_must_be_there() -> None:
     with pytest.raises(ConfigError) as caught:
         build(SwiftInfoNCEConfig(hard_negatives=2))(batch, targets)
     assert str(caught.value) == (
-        "loss.hard_negatives 2 needs a negative in every row, and 2 of 4 in the batch of step 7 have none: leave the key "
-        "out, or mine negatives for all rows"
+        "loss.hard_negatives 2 needs a negative in every row, and 2 of 4 in the batch of step 7 have none: leave the "
+        "key out, or mine negatives for all rows"
     )
 
 

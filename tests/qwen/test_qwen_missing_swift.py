@@ -1,4 +1,4 @@
-"""ms-swift absent, too old, beside packages that it does not allow, or broken: one line; other plugins do not notice."""
+"""ms-swift absent, too old, beside packages that it does not allow, or broken: one line, and only where it is used."""
 
 from __future__ import annotations
 

@@ -77,7 +77,7 @@ ARRIVES: dict[str, tuple[tuple[str, ...], dict[str, Any]]] = {
         ("learning_rate=0.5",),
         {"train.optimizer.learning_rate": 0.5, "phases.2.train.optimizer.learning_rate": 0.2},
     ),
-    "num_train_epochs": (("num_train_epochs=9",), {"train.epochs": 9, "phases.0.train.epochs": 5}),
+    "num_train_epochs": (("num_train_epochs=8",), {"train.epochs": 8, "phases.0.train.epochs": 5}),
     "max_steps": (("max_steps=9",), {"train.max_steps": 9}),
     "per_device_train_batch_size": (("per_device_train_batch_size=5",), {"sampler.batch_size": 10}),
     "gradient_accumulation_steps": (
@@ -127,9 +127,10 @@ def test_the_embedded_default_is_a_curriculum_that_mines(registry: Any) -> None:
         "qwen3-embedding",
     )
     assert at(config, "loss.temperature") == 0.05
+    assert at(config, "loss.mask.margin") is None
     phases = [config.in_phase(number) for number in range(3)]
     assert [one.data.waits() for one in phases] == [False, True, True]
-    assert [one.train.epochs for one in phases] == pytest.approx([1.0, 0.4, 0.4])
+    assert [one.train.epochs for one in phases] == pytest.approx([1.0, 0.3, 0.3])
     assert [one.train.optimizer.learning_rate for one in phases] == pytest.approx([1e-3, 8e-4, 4e-4])
     assert [at(one, "loss.hard_negatives") for one in phases] == ["batch", "own", "own"]
 
@@ -142,6 +143,7 @@ def test_a_trained_model_has_its_own_defaults(registry: Any, setting: str) -> No
     assert (config.train.optimizer.learning_rate, config.train.epochs) == (6e-6, 10)
     assert at(config, "model.passage_max_length") == 512
     assert at(config, "loss.temperature") == 0.02
+    assert at(config, "loss.mask.margin") == 0.1
     assert (config.data.kind, at(config, "data.held_out_rows")) == ("file", None)
 
 

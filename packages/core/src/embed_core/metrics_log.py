@@ -29,13 +29,16 @@ def step_record(event: StepEvent) -> dict[str, Any]:
     this step, ``padding_share`` of all tokens the hardware saw, ``mfu`` the utilisation of the devices' peak by the
     model's own arithmetic, both between 0 and 1.
 
-    An evaluation has ``step``, ``epoch`` and ``evaluation`` only: what belongs to a step is written with the step.
+    ``phase`` is there in a run with phases. An evaluation has it, ``step``, ``epoch`` and ``evaluation`` only: what
+    belongs to a step is written with the step.
     """
+    phase = {"phase": event.phase} if event.phase else {}
     if event.evaluation is not None:
-        return {"step": event.step, "epoch": event.epoch, "evaluation": dict(event.evaluation)}
+        return {"step": event.step, "epoch": event.epoch, **phase, "evaluation": dict(event.evaluation)}
     return {
         "step": event.step,
         "epoch": event.epoch,
+        **phase,
         "loss": event.loss,
         "terms": dict(event.metrics),
         "lr": event.learning_rate,

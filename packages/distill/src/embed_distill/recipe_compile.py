@@ -45,7 +45,7 @@ class Compiler:
             "name": PHASE,
             "data": self._taught({"kind": "plain-texts", "datasets": [self.source(d) for d in self.phase1.datasets],
                                   "max_samples_per_dataset": self.phase1.max_samples_per_dataset}),
-            "sampler": {"kind": "shuffled", "batch_size": self.phase1.batch_size * self.world_size},
+            "sampler": {"kind": "shuffled", "batch_size": self._rows_per_rank(self.phase1) * self.world_size},
             "loss": self._loss(self._phase1_terms()),
             "train": self._train(self.phase1, self._most_texts()),
         }  # fmt: skip
@@ -111,6 +111,9 @@ class Compiler:
 
     def _dims(self) -> list[int] | None:
         return None if self.model.mrl_dims is None else list(self.model.mrl_dims)
+
+    def _rows_per_rank(self, phase: Phase1Section | Phase2Section) -> int:
+        return phase.batch_size or (128 if self.scratch else 64)
 
     def _longest(self, phase: Phase1Section | Phase2Section) -> int:
         return phase.max_length or (192 if self.scratch else 512)
@@ -207,7 +210,7 @@ class Compiler:
         """The terms that have a weight, added up; in MRL mode at every dimension."""
         auto = self.training.auto_scale
         if auto is None:
-            auto = not self.model.use_projection and self.model.mrl_teacher == "similarity"
+            auto = self.scratch or (not self.model.use_projection and self.model.mrl_teacher == "similarity")
         loss: dict[str, Any] = {
             "kind": "weighted-sum",
             "terms": {name: {"loss": term, "weight": weight} for name, (term, weight) in terms.items() if weight},
@@ -221,12 +224,13 @@ class Compiler:
 
     def _train(self, phase: Phase1Section | Phase2Section, most_rows: int | None) -> dict[str, Any]:
         first = isinstance(phase, Phase1Section)
-        epochs = phase.num_epochs or (1.0 if self.scratch else 3.0)
+        usual = (2.0 if self.scratch else 1.0) if first else (1.0 if self.scratch else 3.0)
+        epochs = phase.num_epochs or usual
         accumulation = phase.gradient_accumulation_steps or (1 if self.scratch else 4 if first else 8)
         steps = None
         if most_rows is not None:
-            steps = math.ceil(epochs * most_rows / (phase.batch_size * self.world_size * accumulation))
-        rates = (1e-3, 2e-5) if first else (5e-4, 5e-6)
+            steps = math.ceil(epochs * most_rows / (self._rows_per_rank(phase) * self.world_size * accumulation))
+        rates = (4e-3, 2e-5) if first else (1e-3, 5e-6)
         return {
             "epochs": epochs,
             "gradient_accumulation_steps": accumulation,

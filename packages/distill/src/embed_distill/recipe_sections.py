@@ -85,9 +85,7 @@ class ModelSection(Section):
                 "model.use_projection to false, or leave mrl_dims out"
             )
         if len(set(dims)) < len(dims) or any(dim <= 0 for dim in dims):
-            raise ValueError(
-                f"mrl_dims {list(dims)}: different positive dimensions are needed, for example [768, 384]"
-            )
+            raise ValueError(f"mrl_dims {list(dims)}: different positive dimensions are needed, for example [768, 384]")
         width = info.data.get("student_dim")
         if width and any(dim > width for dim in dims):
             raise ValueError(f"mrl_dims {list(dims)}: the student's vectors have {width} values: name smaller ones")
@@ -125,14 +123,14 @@ class Phase1Section(Section):
     """General distillation: the student's vector of any text becomes the teacher's. A key left at None takes one
     default for a student from scratch, another for one that is loaded."""
 
-    batch_size: int = Field(default=64, gt=0)
-    """Texts per rank and batch."""
+    batch_size: int | None = Field(default=None, gt=0)
+    """Texts per rank and batch; None = 64, from scratch 128."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; None = 2e-5, from scratch 1e-3."""
+    """Peak learning rate; None = 2e-5, from scratch 4e-3."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps spent warming up, but at most a tenth of the phase; None = 1000, from scratch a tenth."""
-    num_epochs: float = Field(default=1.0, gt=0)
-    """Passes over the texts."""
+    num_epochs: float | None = Field(default=None, gt=0)
+    """Passes over the texts; None = 1, from scratch 2."""
     mse_weight: float = Field(default=0.4, ge=0)
     """Of the mean squared error to the teacher's vector."""
     cosine_weight: float = Field(default=0.6, ge=0)
@@ -159,7 +157,7 @@ class Phase2Section(Section):
     batch_size: int = Field(default=64, gt=0)
     """Rows per rank and batch."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; None = 5e-6, from scratch 5e-4."""
+    """Peak learning rate; None = 5e-6, from scratch 1e-3."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps spent warming up, but at most a tenth of the phase; None = 500, from scratch a tenth."""
     num_epochs: float | None = Field(default=None, gt=0)
@@ -206,8 +204,8 @@ class TrainingSection(Section):
     """With ``skip_phase1``: the model directory to start from; None = the one this experiment left, or this student's
     experiment ``default``."""
     auto_scale: bool | None = None
-    """Scale each term of the losses once, by its first gradient; None = in MRL mode with ``mrl_teacher: similarity``,
-    whose terms are of another size than the weights are meant for."""
+    """Scale each term of the losses once, by its first gradient, so that the weights say how much it moves the vectors.
+    None = for a student from scratch, and in MRL mode with ``mrl_teacher: similarity``."""
 
     @model_validator(mode="after")
     def _something_is_left(self) -> TrainingSection:

@@ -24,7 +24,7 @@ POSITIONS = 32_768
 """Tokens that a from-scratch model has positions for; rotary positions have no weights."""
 FEED_FORWARD_SCALE = 0.2
 """What the output of a random feed-forward part is multiplied by."""
-VERSION = "1"
+VERSION = "2"
 """Part of the key of from-scratch models: raise it when their weights change."""
 
 

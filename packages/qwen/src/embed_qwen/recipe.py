@@ -15,6 +15,7 @@ from embed_qwen.recipe_stages import (
     CURRICULUM_LEARNING_RATE,
     FINE_TUNING,
     SCRATCH,
+    SCRATCH_LOSS,
     Defaults,
     LossType,
     ark_stages,
@@ -91,7 +92,8 @@ class QwenRecipe(Recipe):
     infonce_hard_negatives: int | None = Field(default=None, gt=0)
     """Of infonce: hard negatives of each row, more are left out, fewer drawn again; None = as many as it has."""
     infonce_mask_fake_negative: bool | None = None
-    """Leave out what scores above the positive by more than the margin; None = false of infonce, true of qwen3."""
+    """Leave out what scores above the positive by more than the margin; None = true of qwen3 and a trained model, else
+    false: a random decoder has most to learn from that."""
     infonce_fake_neg_margin: float | None = None
     """That margin, in units of similarity; None = 0.1."""
     infonce_include_qq: bool | None = None
@@ -117,7 +119,7 @@ class QwenRecipe(Recipe):
     """Peak learning rate, of stage 1 where there are stages; None = 1e-3 from scratch, else 6e-6, with a curriculum
     1e-5."""
     num_train_epochs: float | None = Field(default=None, gt=0)
-    """Passes over the data, of all stages together; None = 1.8 from scratch, else 10."""
+    """Passes over the data, of all stages together; None = 1.6 from scratch, else 10."""
     max_steps: int | None = Field(default=None, gt=0)
     """Optimizer steps, whatever the epochs; of each stage where there are any."""
     per_device_train_batch_size: int | None = Field(default=None, gt=0)
@@ -301,7 +303,12 @@ class QwenRecipe(Recipe):
         temperature = self.temperature
         if temperature is None and self.loss_type in ("qwen3", "infonce"):
             temperature = self._defaults().temperature
-        return loss_of(self.loss_type, temperature, {key: getattr(self, key) for key in _LOSS_OPTIONS})
+        options = {key: getattr(self, key) for key in _LOSS_OPTIONS}
+        if self.loss_type == "qwen3" and self._defaults() is SCRATCH:
+            options = {**SCRATCH_LOSS, **{key: value for key, value in options.items() if value is not None}}
+            if options.get("infonce_fake_neg_margin") is not None and self.infonce_mask_fake_negative is None:
+                del options["infonce_mask_fake_negative"]
+        return loss_of(self.loss_type, temperature, options)
 
     def _checkpoint(self) -> dict[str, Any]:
         by_steps = {} if self.save_steps is None else {"every_steps": self.save_steps, "every_minutes": 0}

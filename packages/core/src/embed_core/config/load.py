@@ -251,8 +251,15 @@ def _short(value: Any) -> str:
 
 
 def plain(config: RunConfig) -> dict[str, Any]:
-    """The resolved config as YAML-able data, every default written out; loading it gives the same run."""
-    return config.model_dump(mode="json", serialize_as_any=True)
+    """The resolved config as YAML-able data, every default written out; loading it gives the same run.
+
+    Of a phase's ``train`` what it sets, no default: those are the run's.
+    """
+    data = config.model_dump(mode="json", serialize_as_any=True)
+    for written, phase in zip(data["phases"], config.phases, strict=True):
+        if phase.train is not None:
+            written["train"] = phase.train.model_dump(mode="json", exclude_unset=True)
+    return data
 
 
 def default_output_dir(name: str, stamp: str) -> Path:

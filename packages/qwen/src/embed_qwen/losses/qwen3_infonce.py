@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embed_qwen.losses_config import Qwen3InfoNCEConfig
 
 TIE = 1e-6
-"""Similarities that differ by less are equal: two products of one pair of vectors, added up in another order, are not."""
+"""Similarities that differ by less are equal: one product, added up in two orders, is not to the last bit."""
 
 
 class Qwen3InfoNCE(nn.Module):
