@@ -137,7 +137,7 @@ def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, A
         if key in before and before[key] == value:
             continue
         former = before.get(key)
-        if _same_kind(former, value):
+        if isinstance(former, Mapping) and _same_kind(former, value):
             value = _changed(former, value)
         elif isinstance(former, list) and isinstance(value, list) and len(former) == len(value):
             pairs = list(zip(former, value, strict=True))
