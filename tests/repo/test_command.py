@@ -57,7 +57,7 @@ def test_no_plugin_fails() -> None:
     assert "failed" not in answer.stdout, answer.stdout
 
 
-GROUPS = ("data",)
+GROUPS = ("data", "teacher")
 """Words that commands follow: `embed data inspect`."""
 
 
