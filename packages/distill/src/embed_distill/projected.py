@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 from torch import Tensor, nn
 from torch.nn import functional
@@ -13,62 +13,33 @@ from torch.nn import functional
 from embed_core.pooling import at_least_float32
 from embed_core.protocols import ExportsOtherwise
 from embed_core.scoring.need import missing
+from embed_core.wrapping import WrappedModel, part_of
 from embed_distill import projection as files
 from embed_distill.card import append_alignment, innermost
 
 if TYPE_CHECKING:
     from embed_core.card import RunCard
     from embed_core.protocols import Checkpointer
-    from embed_core.types import Embeddings, Encoded, Item, Role, ScoreWeights
+    from embed_core.types import Embeddings
     from embed_distill.projected_config import Alignment
 
-INNER, PROJECTION = "inner.", "projection."
-_HIDDEN = frozenset({"pooling", "normalize", "merged", "export_with"})
-"""Attributes of the inner model that would say something wrong of this one. Without ``pooling``, a checkpoint layout
-that knows nothing of projections refuses the model instead of leaving its projection out."""
+PROJECTION = "projection."
 
 
-class ProjectedModel(nn.Module):
+class ProjectedModel(WrappedModel):
     """``normalize(projection(dense))`` in place of the inner model's dense vectors; its other kinds pass through.
 
-    What else the inner model has in public is read from it and written to it. A ``student-native`` one gives, in
-    evaluation mode, the inner model's own vectors: what it is exported with.
+    A ``student-native`` one gives, in evaluation mode, the inner model's own vectors: what it is exported with.
     """
 
-    inner: Any
+    hidden: ClassVar[frozenset[str]] = frozenset({"pooling", "normalize", "merged", "export_with"})
+    """Without ``pooling``, a checkpoint layout that knows nothing of projections refuses the model instead of leaving
+    its projection out."""
 
     def __init__(self, inner: nn.Module, projection: nn.Sequential, alignment: Alignment = "teacher-aligned") -> None:
-        super().__init__()
-        self.inner, self.projection, self.alignment = inner, projection, alignment
-        # Fixed here: what DeepSpeed notes on the inner module later must not look like a note on this one.
-        self._shared = frozenset(n for n in _public(inner) if n not in _HIDDEN and not hasattr(self, n))
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.__dict__.get("_shared", ()):
-            return getattr(self.inner, name)
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_shared", ()):
-            setattr(self.inner, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def scores(self) -> Mapping[str, ScoreWeights]:
-        """The inner model's ways to rank."""
-        scores: Mapping[str, ScoreWeights] = self.inner.scores
-        return scores
-
-    def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """As the inner model does."""
-        encoded: list[Encoded] = self.inner.tokenize(items, role, prompts)
-        return encoded
-
-    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        """As the inner model does."""
-        inputs: dict[str, Tensor] = self.inner.collate(encoded)
-        return inputs
+        super().__init__(inner)
+        self.projection, self.alignment = projection, alignment
+        self._share()
 
     def forward(self, **inputs: Tensor) -> Embeddings:
         """The inner model's embeddings, the dense ones [N,D] → [N,W], fp32 or wider, of unit length.
@@ -96,13 +67,13 @@ class ProjectedModel(nn.Module):
     def write(self, layout: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
         """The inner model in ``layout``, the projection beside it, and what the student is, in the card."""
         card = replace(card, base_model=innermost(card))
-        inner_state = _part(state, INNER)
+        inner_state = part_of(state)
         if isinstance(self.inner, ExportsOtherwise):
             self.inner.export_with(layout, inner_state, directory, card)
         else:
             layout.export(self.inner, inner_state, directory, card)
         if self.alignment == "teacher-aligned":
-            files.write(self.projection, _part(state, PROJECTION), directory, normalize=True)
+            files.write(self.projection, part_of(state, PROJECTION), directory, normalize=True)
         append_alignment(directory, self.alignment, [dense.layer for dense in self.projection])
 
 
@@ -113,16 +84,3 @@ def _knows_projections(checkpointer: Any) -> bool:
     while checkpointer is not None and not isinstance(checkpointer, DistilledCheckpointer):
         checkpointer = getattr(checkpointer, "inner", None)
     return checkpointer is not None
-
-
-def _public(model: Any) -> set[str]:
-    """Public names of a model and of those inside it, which wrappers pass on without listing them."""
-    names: set[str] = set()
-    while model is not None:
-        names |= {name for name in dir(model) if not name.startswith("_")}
-        model = getattr(model, "inner", None)
-    return names
-
-
-def _part(state: Mapping[str, Tensor], prefix: str) -> dict[str, Tensor]:
-    return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

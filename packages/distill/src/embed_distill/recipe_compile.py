@@ -230,7 +230,7 @@ class Compiler:
         steps = None
         if most_rows is not None:
             steps = math.ceil(epochs * most_rows / (self._rows_per_rank(phase) * self.world_size * accumulation))
-        rates = (4e-3, 2e-5) if first else (1e-3, 5e-6)
+        rates = (4e-3, 2e-5 if first else 5e-6)
         return {
             "epochs": epochs,
             "gradient_accumulation_steps": accumulation,

@@ -21,7 +21,7 @@ class ModelSection(Section):
 
     teacher: str = FROM_SCRATCH
     """The teacher: a model directory or a model of the hub. ``from-scratch`` = one of a few million parameters, trained
-    on phase 2's rows before the run starts, once, and kept in the cache."""
+    on phase 2's rows (of ``pydocs`` on all there are) before the run starts, once, and kept in the cache."""
     student: str = FROM_SCRATCH
     """The student: a model directory or a model of the hub; ``from-scratch`` = random weights, smaller than the
     embedded teacher."""
@@ -157,7 +157,7 @@ class Phase2Section(Section):
     batch_size: int = Field(default=64, gt=0)
     """Rows per rank and batch."""
     learning_rate: float | None = Field(default=None, gt=0)
-    """Peak learning rate; None = 5e-6, from scratch 1e-3."""
+    """Peak learning rate; None = 5e-6, from scratch 4e-3."""
     warmup_steps: int | None = Field(default=None, ge=0)
     """Steps spent warming up, but at most a tenth of the phase; None = 500, from scratch a tenth."""
     num_epochs: float | None = Field(default=None, gt=0)

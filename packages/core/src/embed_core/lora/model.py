@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,58 +15,20 @@ from embed_core.errors import CheckpointError
 from embed_core.lora.config import LoraModelConfig
 from embed_core.lora.structure import Structure, state_of
 from embed_core.protocols import Checkpointer
-from embed_core.types import Embeddings, Encoded, Item, Role, ScoreWeights
-
-INNER = "inner."
+from embed_core.wrapping import WrappedModel, part_of
 
 
-class LoraModel(nn.Module):
-    """``inner`` with peft's layers in it. What else the inner model has in public is read from it and written to it."""
-
-    inner: Any
+class LoraModel(WrappedModel):
+    """``inner`` with peft's layers in it."""
 
     def __init__(self, inner: nn.Module, adapters: Mapping[str, Any], config: LoraModelConfig) -> None:
         """``adapters`` are the ``PeftModel`` around each part of ``inner`` that has adapters, by the part's name."""
-        super().__init__()
-        self.inner = inner
+        super().__init__(inner)
         self.config_of_lora = config
-        # Fixed here: what DeepSpeed notes on the inner module later must not look like a note on this one.
-        self._shared = frozenset(name for name in dir(inner) if not name.startswith("_") and not hasattr(self, name))
+        self._share()
         self._names = tuple(adapters)
         # The handles refer to what `inner` owns; as children of this module they would name each weight twice.
         self._structure = Structure(inner, tuple(adapters.values()))
-
-    def __getattr__(self, name: str) -> Any:
-        if name in self.__dict__.get("_shared", ()):
-            return getattr(self.inner, name)
-        return super().__getattr__(name)
-
-    def __setattr__(self, name: str, value: Any) -> None:
-        if name in self.__dict__.get("_shared", ()):
-            setattr(self.inner, name, value)
-        else:
-            super().__setattr__(name, value)
-
-    @property
-    def scores(self) -> Mapping[str, ScoreWeights]:
-        """The inner model's ways to rank."""
-        scores: Mapping[str, ScoreWeights] = self.inner.scores
-        return scores
-
-    def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """As the inner model does."""
-        encoded: list[Encoded] = self.inner.tokenize(items, role, prompts)
-        return encoded
-
-    def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        """As the inner model does."""
-        inputs: dict[str, Tensor] = self.inner.collate(encoded)
-        return inputs
-
-    def forward(self, **inputs: Tensor) -> Embeddings:
-        """The inner model's embeddings, its adapters in effect."""
-        embeddings: Embeddings = self.inner(**inputs)
-        return embeddings
 
     def merged(self, state: Mapping[str, Tensor]) -> tuple[nn.Module, dict[str, Tensor]]:
         """The inner model without adapters, their updates added to its weights in fp32, and its state.
@@ -74,7 +36,7 @@ class LoraModel(nn.Module):
         ``state`` is as in :meth:`embed_core.protocols.Checkpointer.export` and stays as it is; layers without an
         adapter share its memory. Raises CheckpointError where the sum is not finite.
         """
-        inner, handles = self._structure.filled(inner_state(state))
+        inner, handles = self._structure.filled(part_of(state))
         with torch.no_grad():
             for handle in handles:
                 try:
@@ -94,13 +56,8 @@ class LoraModel(nn.Module):
             return
         from embed_core.lora.adapter import write
 
-        inner, handles = self._structure.filled(inner_state(state))
+        inner, handles = self._structure.filled(part_of(state))
         write(inner, dict(zip(self._names, handles, strict=True)), directory, card)
-
-
-def inner_state(state: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """The entries of the inner model, by its own names."""
-    return {name.removeprefix(INNER): value for name, value in state.items() if name.startswith(INNER)}
 
 
 def _base_model(card: RunCard) -> str:

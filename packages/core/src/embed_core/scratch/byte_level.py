@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import time
 from collections.abc import Iterable
-from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from embed_core.protocols import Announce
-from embed_core.scratch.tokenizer import MAX_CHARACTERS, _cached, _sample, _store
+from embed_core.scratch.tokenizer import MAX_CHARACTERS, Kind, kept
 
 END_OF_TEXT = "<|endoftext|>"
 """Closes every text; what a decoder's vector is read from. It pads, too."""
@@ -44,20 +42,8 @@ def byte_level_tokenizer(
     Raises ConfigError where there is no text.
     """
     assert vocab_size >= SMALLEST, f"{vocab_size} pieces have no room for {SMALLEST} bytes and special tokens"
-    # A dataset that knows the hashes of its texts finds the same sample without reading all of them.
-    take = getattr(texts, "sample", None)
-    sample, digest = take(max_characters) if take is not None else _sample(texts, max_characters)
-    key = blake2b(f"{VERSION}|{vocab_size}|{max_characters}|{digest}".encode(), digest_size=10).hexdigest()
-    path = cache_dir / "tokenizers" / f"byte-level-{vocab_size}-{key}.json"
-    tokenizer = _cached(path)
-    if tokenizer is None:
-        started = time.monotonic()
-        tokenizer = _train(sample, vocab_size)
-        _store(tokenizer, path)
-        announce(
-            f"trained a byte-level BPE tokenizer of {tokenizer.get_vocab_size():,} pieces on {len(sample):,} texts "
-            f"in {time.monotonic() - started:.0f} s, kept as {path}"
-        )
+    kind = Kind("a byte-level BPE tokenizer", f"byte-level-{vocab_size}", VERSION)
+    tokenizer = kept(kind, texts, vocab_size, cache_dir, announce, _train, max_characters)
     return _wrapped(tokenizer, max_length)
 
 

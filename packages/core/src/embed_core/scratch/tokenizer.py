@@ -7,10 +7,10 @@ import json
 import os
 import time
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from hashlib import blake2b
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
@@ -42,21 +42,44 @@ def unigram_tokenizer(
     ``cache_dir/tokenizers`` by a digest of the texts; callers with several ranks wrap the call in ``context.first()``.
     Raises ConfigError where there is no text, or ``vocab_size`` has no room for single characters.
     """
+    kind = Kind("a Unigram tokenizer", f"unigram-{vocab_size}", VERSION)
+    tokenizer = kept(kind, texts, vocab_size, cache_dir, announce, _train, max_characters)
+    return _wrapped(tokenizer, max_length)
+
+
+class Kind(NamedTuple):
+    """What is trained: for people, in file names, and the version of how."""
+
+    title: str
+    name: str
+    version: str
+
+
+def kept(
+    kind: Kind,
+    texts: Iterable[str],
+    vocab_size: int,
+    cache_dir: Path,
+    announce: Announce,
+    train: Callable[[list[str], int], Tokenizer],
+    max_characters: int,
+) -> Tokenizer:
+    """What ``train`` makes of a sample of ``texts``, or made before: it is kept under ``cache_dir/tokenizers``."""
     # A dataset that knows the hashes of its texts finds the same sample without reading all of them.
     take = getattr(texts, "sample", None)
     sample, digest = take(max_characters) if take is not None else _sample(texts, max_characters)
-    key = blake2b(f"{VERSION}|{vocab_size}|{max_characters}|{digest}".encode(), digest_size=10).hexdigest()
-    path = cache_dir / "tokenizers" / f"unigram-{vocab_size}-{key}.json"
+    key = blake2b(f"{kind.version}|{vocab_size}|{max_characters}|{digest}".encode(), digest_size=10).hexdigest()
+    path = cache_dir / "tokenizers" / f"{kind.name}-{key}.json"
     tokenizer = _cached(path)
     if tokenizer is None:
         started = time.monotonic()
-        tokenizer = _train(sample, vocab_size)
+        tokenizer = train(sample, vocab_size)
         _store(tokenizer, path)
         announce(
-            f"trained a Unigram tokenizer of {tokenizer.get_vocab_size():,} pieces on {len(sample):,} texts "
+            f"trained {kind.title} of {tokenizer.get_vocab_size():,} pieces on {len(sample):,} texts "
             f"in {time.monotonic() - started:.0f} s, kept as {path}"
         )
-    return _wrapped(tokenizer, max_length)
+    return tokenizer
 
 
 def _wrapped(tokenizer: Tokenizer, max_length: int) -> Any:
