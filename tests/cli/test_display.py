@@ -136,11 +136,15 @@ def test_a_stream_without_unicode_gets_ascii() -> None:
     assert b"0.300 -> 0.450 +0.150" in raw.getvalue()
 
 
-def test_the_end_says_where_the_model_is_or_where_it_stopped() -> None:
+def test_the_end_says_where_the_model_is_or_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     display, stream, _ = _plain()
+    display.embed_run_ended(_end(error=RuntimeError("x"), export_dir=None, steps=0))
+    (tmp_path / "runs" / "x").mkdir(parents=True)
     display.embed_run_ended(_end(error=RuntimeError("x"), export_dir=None, steps=1234))
     display.embed_run_ended(_end(export_dir=None))
     assert stream.getvalue().splitlines() == [
+        "stopped after 0 steps; nothing was written",
         "stopped after 1,234 steps; what there is lies in runs/x",
         "finished 300 steps in runs/x",
     ]

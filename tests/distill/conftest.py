@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,14 @@ __all__ = ["embed_registry"]
 torch.set_num_threads(1)
 
 TEXTS = ["What does a projection do?", "It brings short vectors to the length of the teacher's.", "A word"]
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _cache(tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+    """Teacher vectors of these tests are nobody else's."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("EMBED_CACHE", str(tmp_path_factory.mktemp("cache")))
+        yield
 
 
 @pytest.fixture(scope="session")

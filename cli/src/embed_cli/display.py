@@ -252,7 +252,8 @@ def evaluation_lines(event: StepEvent) -> list[str]:
 def ending_lines(event: RunEvent) -> list[str]:
     """Where the model is; after an error, where the run stopped (the error itself is told by whoever catches it)."""
     if event.error is not None:
-        return [f"stopped after {event.steps:,} steps; what there is lies in {event.output_dir}"]
+        left = f"what there is lies in {event.output_dir}" if event.output_dir.exists() else "nothing was written"
+        return [f"stopped after {event.steps:,} steps; {left}"]
     if event.export_dir is None:
         return [f"finished {event.steps:,} steps in {event.output_dir}"]
     return [f"finished {event.steps:,} steps; the model is in {event.export_dir}"]
