@@ -116,7 +116,7 @@ SBERT = replace(
     name="sbert",
     title="MultipleNegativesRankingLoss, batch 32, 512 tokens, 4×128 model, by sentence-transformers' own modules",
     systems=(System("embed-sbert", "train_embed_sbert"), System(ST, "train_sentence_transformers")),
-    ratios=(Ratio("embed-sbert", ST, 3.0),),
+    ratios=(Ratio("embed-sbert", ST, 1.0),),
 )
 UNIFIED = Case(
     name="m3",
@@ -147,7 +147,7 @@ VISION = Case(
     title="CLIP, captions and pictures of 64 × 64 pixels, batch 64, 4×128 towers",
     loss="clip",
     systems=(System("embed", "train_vision"), System(ST, "train_vision_sentence_transformers")),
-    ratios=(Ratio("embed", ST, 1.5),),
+    ratios=(Ratio("embed", ST, 1.0),),
     batch_size=64,
     steps=18,
     skip=6,

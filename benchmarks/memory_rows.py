@@ -77,9 +77,10 @@ def parse(arguments: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rows", type=int, default=5_000_000)
     parser.add_argument("--shared", type=int, default=1, help="rows that share a positive")
     parser.add_argument("--steps", type=int, default=50)
-    parser.add_argument("--sampler", choices=("shuffled", "no-duplicates"), default="no-duplicates")
+    samplers = ("shuffled", "no-duplicates", "by-source")
+    parser.add_argument("--sampler", choices=samplers, default="no-duplicates")
     parser.add_argument("--folder", type=Path, default=Path("runs/memory-rows"), help="for the file, cache and runs")
-    parser.add_argument("--mix", action="store_true", help="with a fifth as many rows of a second file, twice each")
+    parser.add_argument("--mix", action="store_true", help="with a second file of a fifth as many rows")
     parser.add_argument("--set", action="append", default=[], help="more settings of the run, KEY=VALUE")
     return parser.parse_args(arguments)
 
@@ -123,12 +124,12 @@ def texts(rng: np.random.Generator, words: np.ndarray, shortest: int, longest: i
 
 
 def mixed(path: Path, options: argparse.Namespace) -> Path:
-    """A dataset YAML: ``path`` and a second file, with duplicates where a share asks for more rows than there are."""
+    """A dataset YAML: as many rows as ``path`` has, of it and a second file, which has fewer than its share."""
     second = path.with_name(f"second-{options.rows // 5}.jsonl")
     if not second.exists():
         write_rows(second, options.rows // 5, options.shared, seed=1)
     text = f"""use_all: false
-num_total_data: {options.rows + 2 * (options.rows // 5)}
+num_total_data: {options.rows}
 allow_duplicate: true
 datasets:
   - {{name: first, data_path: {path.resolve()}, data_ratio: 5}}

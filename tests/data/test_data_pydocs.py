@@ -313,4 +313,4 @@ def test_auto_errors(tmp_path, context):
 def test_the_plugin_registers_all():
     from embed_data.plugin import embed_register_datasets
 
-    assert [kind.kind_name() for kind in embed_register_datasets()] == ["pydocs", "auto", "file", "mix"]
+    assert [kind.kind_name() for kind in embed_register_datasets()] == ["pydocs", "auto", "file", "mix", "remined"]

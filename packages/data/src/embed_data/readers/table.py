@@ -26,8 +26,9 @@ BATCH_BYTES = 16 * 2**20
 
 GIVE_BACK_ROWS = 20_000
 """Rows read after which the pages they were on are given back to the system."""
-ROW_ALONE = 200
-"""A row read alone counts as so many: the system maps what is around it too, up to 256 KiB where it was measured."""
+ROW_ALONE = 1_000
+"""A row read alone counts as so many: of each of its columns the system maps what is around it too, up to 256 KiB where
+it was measured."""
 AT_ONCE = 1 << 16
 """Rows whose identities are in memory at a time."""
 
