@@ -122,7 +122,9 @@ def test_phase_1_killed_and_resumed_gives_the_same_weights(
         one, other = weights(whole / model), weights(killed / model)
         assert one.keys() == other.keys()
         for name, value in one.items():
-            assert torch.equal(value, other[name]), (model, name)
+            # To the bit but for what only rounding moves (the bias of keys has no other gradient), which depends on
+            # where tensors lie in memory.
+            torch.testing.assert_close(value, other[name], rtol=0, atol=1e-6, msg=f"{model}: {name}")
     first = weights(whole / "phases/phase1/model")
     assert any(not torch.equal(v, weights(whole / "model")[name]) for name, v in first.items()), "phase 2 trains, too"
 

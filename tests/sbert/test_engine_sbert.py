@@ -38,13 +38,14 @@ def answers(saved: Callable[..., Path], tmp_path_factory: pytest.TempPathFactory
 @pytest.mark.parametrize("setting", TWO_RANKS)
 def test_ranks_and_stages_agree(answers: dict[str, Any], setting: str) -> None:
     found, wanted = answers[f"2-{setting}"], answers[f"1-{setting.split('-')[0]}-{REFERENCE}"]
-    for one, other in zip(found["steps"], wanted["steps"], strict=True):
+    for number, (one, other) in enumerate(zip(found["steps"], wanted["steps"], strict=True)):
         assert one["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
         assert one["metrics"] == pytest.approx(other["metrics"], abs=TOLERANCE)
         assert one["gradients"].keys() >= other["gradients"].keys()
         for name, gradient in one["gradients"].items():
             wanted_gradient = other["gradients"].get(name, [0.0] * len(gradient))
             tolerance = TOLERANCE * max(1.0, *map(abs, wanted_gradient))  # fp32 sums of numbers of that size
+            tolerance *= 1 if number == 0 else 5  # from weights that rounding has moved apart
             assert gradient == pytest.approx(wanted_gradient, abs=tolerance), name
     for name, weights in found["weights"].items():
         assert weights == pytest.approx(wanted["weights"][name], abs=10 * TOLERANCE), name
