@@ -29,7 +29,7 @@ from embed_distill.two_by_two_table import WAYS
 SEEDS = (1, 2, 3)
 MEASURE = "nDCG@10"
 ALONE = "alone"
-RATES = (2e-3, 4e-3, 8e-3)
+RATES = (4e-3, 8e-3, 1.6e-2)
 """Learning rates of the arm without a teacher; the distilled one has the recipe's 4e-3 in both phases."""
 Figures = dict[str, float]
 """Who encodes queries and documents (:data:`WAYS`), or :data:`ALONE` → the measure."""
@@ -139,17 +139,17 @@ def table(found: Sequence[Figures]) -> str:
 
 
 def broken(found: Sequence[Figures]) -> list[str]:
-    """What does not hold: the distilled student beats the other in every run, the teacher beats both, and the
-    student's queries find more on the teacher's documents than the student alone finds on its own."""
+    """What does not hold: in every run the distilled student beats the other, the teacher beats both, and the student's
+    queries find at least 70 % of what the teacher's find on the teacher's documents."""
     faults = []
     for number, one in enumerate(found, start=1):
-        for better, worse in (
-            ("student-student", ALONE),
-            ("teacher-teacher", "student-student"),
-            ("student-teacher", ALONE),
-        ):
+        for better, worse in (("student-student", ALONE), ("teacher-teacher", "student-student")):
             if one[better] <= one[worse]:
                 faults.append(f"run {number}: {better} {one[better]:.4f} is no more than {worse} {one[worse]:.4f}")
+        if one["student-teacher"] < 0.7 * one["teacher-teacher"]:
+            faults.append(
+                f"run {number}: student-teacher {one['student-teacher']:.4f} is less than 70 % of the teacher"
+            )
     return faults
 
 
