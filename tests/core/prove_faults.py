@@ -13,10 +13,11 @@ import torch
 from embed_core.embeddings import detach
 from embed_core.engine import gather, prove_worker
 from embed_core.engine.step import Chunks
+from embed_core.losses import search
 from embed_hello.config import HelloModelConfig
 
 build, forward, gather_rows = HelloModelConfig.build, Chunks.forward, gather.gather_rows
-backward, measure = gather._GatherRows.backward, prove_worker.measure
+backward, measure, slices = gather._GatherRows.backward, prove_worker.measure, search._slices
 
 
 def with_dropout(self: Any, context: Any) -> Any:
@@ -53,6 +54,12 @@ def wrong_world_size_factor(ctx: Any, *gradients: Any) -> Any:
     return (first * ctx.world, *rest)
 
 
+def tile_dropped(total: int, size: int) -> Any:
+    """All tiles but the last, where there are several."""
+    whole = list(slices(total, size))
+    return iter(whole[:-1] or whole)
+
+
 FAULTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "1 rank, ZeRO 0, direct": lambda: patch.object(Chunks, "forward", chunk_dropped),
     "1 rank, ZeRO 0, cached, dropout on": lambda: patch.object(Chunks, "forward", random_state_not_replayed),
@@ -60,6 +67,8 @@ FAULTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "2 ranks, ZeRO 1, cached": lambda: patch.object(
         gather._GatherRows, "backward", staticmethod(wrong_world_size_factor)
     ),
+    # Shows with a loss that is computed in tiles; hello's own is not.
+    "1 rank, ZeRO 0, direct, loss in tiles": lambda: patch.object(search, "_slices", tile_dropped),
 }
 
 

@@ -70,8 +70,8 @@ def test_every_way_agrees(embed: Embed, tmp_path: Path) -> None:
         "1 rank, ZeRO 0, direct, dropout on",
         "2 ranks, ZeRO 0, direct, dropout on",
     }
-    assert sum(result == "pass" for result in found.values()) == 12
-    assert "12 of 12 variants agree" in out
+    assert sum(result == "pass" for result in found.values()) == 13
+    assert "13 of 13 variants agree" in out
     assert "this model has no dropout" in out
     chunks = [int(line.split()[-5]) for line in out.splitlines() if line.endswith("pass")]
     assert min(chunks) >= 2, "one chunk each: nothing was chunked"
@@ -85,11 +85,18 @@ def test_planted_faults_fail_by_name(embed: Embed, monkeypatch: pytest.MonkeyPat
     assert (code, err) == (1, "")
     found = results(out)
     assert {name for name, result in found.items() if result == "FAIL"} == FAULTY
-    assert sum(result == "pass" for result in found.values()) == 12 - len(FAULTY)
+    assert sum(result == "pass" for result in found.values()) == 13 - len(FAULTY)
     for name in FAULTY:
         assert f"FAIL: {name}: differs from" in out
-    assert "8 of 12 variants agree" in out
+    assert "9 of 13 variants agree" in out
     assert "no dropout" not in out
+
+
+def test_a_tile_that_is_dropped_fails_by_name(embed: Embed, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(prove_command, "WORKER", (sys.executable, str(FAULTS)))
+    code, out, _ = embed("--set", "loss={kind: infonce}", "--batches", "1", "--ranks", "1")
+    assert code == 1
+    assert results(out)["1 rank, ZeRO 0, direct, loss in tiles"] == "FAIL"
 
 
 def test_one_phase(embed: Embed) -> None:

@@ -1,7 +1,8 @@
 """What `embed prove` compares, and by what measure. No torch: the command plans and judges, workers measure.
 
 The reference is plain autograd over one padded chunk of all texts on one rank: no chunking, no deduplication, no
-gather, no DeepSpeed. Every variant is the loop's own step, from the same weights on the same batches.
+gather, no DeepSpeed, no tiles in the loss. Every variant is the loop's own step, from the same weights on the same
+batches.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ class Variant:
     strategy: str = "direct"
     plain: bool = False
     """The reference: without the loop's step and without DeepSpeed."""
+    tiles: bool = False
+    """Whether the loss compares a few rows at a time; the reference compares all at once."""
     dropout: bool = False
     """On as configured, or 0. Masks depend on the chunk, so only variants of equal chunks compare with it on."""
     against: str = "reference"
@@ -83,6 +86,7 @@ def plan(ranks: int) -> list[list[Variant]]:
         Variant("reference", plain=True),
         Variant("1 rank, ZeRO 0, direct"),
         Variant("1 rank, ZeRO 0, cached", strategy="cached"),
+        Variant("1 rank, ZeRO 0, direct, loss in tiles", tiles=True),
     ]
     stages = (1, 2, 3) if ranks == 1 else (0, 1, 2, 3)
     several = [

@@ -20,6 +20,7 @@ from embed_core.engine.prove import FINDINGS, Finding, MeasureRequest, Variant, 
 from embed_core.engine.prove_ways import EngineWay, PlainWay, Way, without_dropout
 from embed_core.engine.ranks import Ranks, is_lost_rank, join, leave
 from embed_core.errors import EmbedError
+from embed_core.losses.search import tiles_of
 from embed_core.plugins import activate
 
 
@@ -109,6 +110,14 @@ def checksum_of(module: nn.Module) -> str:
     return digest.hexdigest()
 
 
+def _tile(variant: Variant, rows: int) -> int | None:
+    """Bytes of a tile of similarities of a batch of ``rows``: of all for the reference, and where tiles are what is
+    looked at, of a sixteenth of the queries with the positives."""
+    if variant.plain:
+        return 2**60
+    return 4 * max(1, rows * rows // 16) if variant.tiles else None
+
+
 def measure(variant: Variant, request: MeasureRequest, parts: Parts, ranks: Ranks) -> Finding:
     """One variant over the first batches, from weights of its own. All ranks take part; rank 0's answer counts."""
     loss = parts.loss()
@@ -123,7 +132,8 @@ def measure(variant: Variant, request: MeasureRequest, parts: Parts, ranks: Rank
         found.check_weights(checksum)
     losses: list[list[float]] = []
     for batch in range(request.batches):
-        losses.append(ranks.gather(way.measure(batch)))
+        with tiles_of(_tile(variant, parts.config.sampler.batch_size)):
+            losses.append(ranks.gather(way.measure(batch)))
         if variant.is_reference:
             found.keep(checksum, losses, batch, way, write=ranks.rank == 0)
             ranks.barrier()

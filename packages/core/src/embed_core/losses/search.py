@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import Any, NamedTuple
 
 import torch
@@ -25,6 +26,19 @@ ACCELERATOR_TILE_BYTES = 64 * 2**20
 
 FalseMask = Callable[[slice, slice], Tensor | None]
 """Bool ``[rows, columns]`` of a tile, True where a column is no negative of a row; ``None`` where none is."""
+
+
+@contextmanager
+def tiles_of(size: int | None) -> Iterator[None]:
+    """Tiles of ``size`` bytes within, on every device; ``None`` leaves them as they are."""
+    global TILE_BYTES, ACCELERATOR_TILE_BYTES
+    before = TILE_BYTES, ACCELERATOR_TILE_BYTES
+    if size is not None:
+        TILE_BYTES = ACCELERATOR_TILE_BYTES = size
+    try:
+        yield
+    finally:
+        TILE_BYTES, ACCELERATOR_TILE_BYTES = before
 
 
 class Search(NamedTuple):
