@@ -194,6 +194,8 @@ def start(*command: str, site: Path | None = None, **variables: str) -> subproce
         text=True,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **path, **variables},
         start_new_session=True,
+        # A shell's background jobs, and all they start, ignore SIGINT.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
