@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import shutil
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +9,7 @@ from typing import TYPE_CHECKING
 import yaml
 
 from embed_core.errors import CheckpointError
+from embed_core.files import beside
 from embed_distill.two_by_two_table import report
 
 if TYPE_CHECKING:
@@ -27,7 +27,7 @@ def ended(event: RunEvent) -> None:
 
 def copied(model: Path, directory: Path) -> None:
     """Copy ``model`` to ``directory``, whole or not at all. Raises CheckpointError where that fails or it exists."""
-    temporary = directory.with_name(f".{directory.name}-{os.getpid()}")
+    temporary = beside(directory)
     try:
         if directory.exists():
             raise FileExistsError(17, "it exists, and nothing is overwritten")

@@ -7,7 +7,6 @@ one that is copied or renamed is the same.
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from functools import cached_property
 from hashlib import blake2b
@@ -15,6 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError
+from embed_core.files import replacing
 from embed_distill.store.keys import salt_of
 
 if TYPE_CHECKING:
@@ -162,9 +162,8 @@ def content_of(directory: Path, root: Path) -> str:
                     digest.update(part)
             known = {**_remembered(root), place: [stamp, digest.hexdigest()]}
             root.mkdir(parents=True, exist_ok=True)
-            temporary = root / f".{MEMORY}.{os.getpid()}.tmp"
-            temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
-            temporary.replace(root / MEMORY)
+            with replacing(root / MEMORY) as temporary:
+                temporary.write_text(json.dumps(known, indent=1), encoding="utf-8")
     except OSError as error:
         raise CheckpointError(f"teacher {str(directory)!r} cannot be read: {error}") from None
     return known[place][1]

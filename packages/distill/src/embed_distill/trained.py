@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import random
 import shutil
 import time
@@ -17,6 +16,7 @@ import torch
 
 from embed_core.checkpoints.config import TransformersCheckpointConfig
 from embed_core.config.run import EngineConfig, RunConfig, TrackingConfig
+from embed_core.files import beside
 from embed_core.hookspecs import hookimpl
 from embed_distill.teacher_config import TeacherConfig
 
@@ -52,8 +52,8 @@ def _train(config: TrainedTeacher, dataset: Dataset, context: BuildContext, targ
     from embed_core.engine.run import Options, run
     from embed_core.plugins import plugin_manager
 
-    # Under a name of this process: another one may be training the same model, and the first to finish is kept.
-    place = target.with_name(f".{target.name}-{os.getpid()}")
+    # Under a name of its own: another run may be training the same model, and the first to finish is kept.
+    place = beside(target)
     nested = RunConfig(
         name="teacher",
         seed=config.seed,

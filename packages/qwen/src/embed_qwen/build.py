@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from hashlib import blake2b
 from pathlib import Path
@@ -12,6 +11,7 @@ from typing import Any
 from embed_core.checkpoints.source import model_directory, quiet_transformers
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError
+from embed_core.files import beside
 from embed_core.protocols import Announce
 from embed_core.scratch import FROM_SCRATCH
 from embed_core.scratch.byte_level import END_OF_TEXT, ending
@@ -155,8 +155,7 @@ def write_scratch(shape: Qwen3Shape, tokenizer: Any, seed: int, directory: Path,
     seed. Written beside ``directory`` first, so that a kill leaves no half of it."""
     from embed_core.checkpoints.layout import write_tokenizer
 
-    temporary = directory.with_name(f".{directory.name}.{os.getpid()}.tmp")
-    shutil.rmtree(temporary, ignore_errors=True)
+    temporary = beside(directory)
     temporary.mkdir(parents=True)
     with quiet_transformers():
         random_decoder(shape, tokenizer, seed, positions).save_pretrained(temporary)

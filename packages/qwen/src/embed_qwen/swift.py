@@ -6,7 +6,6 @@ its own, put back afterwards, and is told that it is alone: gathering and averag
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -75,7 +74,10 @@ def load(directory: Path, *, trust_remote_code: bool = False) -> Loaded:
     """The model and the tokenizer of a directory, in fp32 on the CPU. Raises CheckpointError, PluginError."""
     import torch
 
-    with _imported("swift.model.register") as register, _quiet(), _trusting(register, trust_remote_code):
+    from embed_core.checkpoints.source import quiet_transformers
+
+    imported, quiet = _imported("swift.model.register"), quiet_transformers("swift")
+    with imported as register, quiet, _trusting(register, trust_remote_code):
         try:
             causal, tokenizer = register.get_model_processor(
                 str(directory),
@@ -154,21 +156,6 @@ def _imported(name: str) -> Iterator[Any]:
                 f"pip install --force-reinstall '{PACKAGE}>={OLDEST}'"
             ) from error
         yield module
-
-
-@contextmanager
-def _quiet() -> Iterator[None]:
-    """ms-swift and transformers say on every load what is no news; what matters is raised."""
-    from embed_core.checkpoints.source import quiet_transformers
-
-    logger = logging.getLogger("swift")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with quiet_transformers():
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 @contextmanager

@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +22,8 @@ from embed_sbert.load_report import lacking
 from embed_sbert.model import SentenceTransformersModel
 from embed_sbert.route import routes_of
 
+LOGGER = "sentence_transformers"
+"""It says on every load and save what is no news."""
 SCRATCH_LENGTH = 192
 """Tokens of a text from scratch, unless the config says otherwise."""
 MODULES = "modules.json"
@@ -52,7 +53,7 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
     directory = directory_of(config.name_or_path, config.revision)
     try:
         # What a checkpoint lacks (a pooler that nothing reads) is drawn, the same on every rank.
-        with seeded(context.seed), quiet(), lacking() as absent:
+        with seeded(context.seed), quiet_transformers(LOGGER), lacking() as absent:
             built = SentenceTransformer(
                 str(directory),
                 device="cpu",
@@ -114,7 +115,7 @@ def from_scratch(config: SentenceTransformersModelConfig, context: BuildContext)
             dataset.texts(), shape.vocab_size, context.cache_dir, context.announce, max_length=longest
         )
     encoder = xlm_roberta(len(tokenizer), shape, max_length=longest, seed=context.seed)
-    with tempfile.TemporaryDirectory() as folder, quiet():
+    with tempfile.TemporaryDirectory() as folder, quiet_transformers(LOGGER):
         # The module only reads directories.
         encoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
@@ -126,21 +127,6 @@ def from_scratch(config: SentenceTransformersModelConfig, context: BuildContext)
     transformer.processor.name_or_path = ""
     built.max_seq_length = longest
     return built
-
-
-@contextmanager
-def quiet() -> Iterator[None]:
-    """No log lines and bars of transformers and sentence-transformers; what matters is raised."""
-    import logging
-
-    logger = logging.getLogger("sentence_transformers")
-    level = logger.level
-    logger.setLevel(logging.ERROR)
-    try:
-        with quiet_transformers():
-            yield
-    finally:
-        logger.setLevel(level)
 
 
 def _fit(built: Any, config: SentenceTransformersModelConfig, announce: Announce) -> None:

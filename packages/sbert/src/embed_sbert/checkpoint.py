@@ -12,8 +12,9 @@ from torch import Tensor, nn
 from embed_core.card import RunCard
 from embed_core.checkpoints.layout import write_json, write_tokenizer
 from embed_core.checkpoints.model_card import LOADERS, CardText, write_card
+from embed_core.checkpoints.source import quiet_transformers
 from embed_core.errors import CheckpointError
-from embed_sbert.build import quiet
+from embed_sbert.build import LOGGER
 from embed_sbert.model import SentenceTransformersModel
 
 
@@ -28,7 +29,7 @@ class SentenceTransformersCheckpointer:
                 "use the `checkpoint.kind` of the model's own plugin, or 'transformers'"
             )
         filled = model.filled(state)
-        with quiet():
+        with quiet_transformers(LOGGER):
             filled.save(str(directory), create_model_card=False)
         _for_transformers(model, directory)
         write_card(directory, card, _card_text(model, card, directory))

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Iterable
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import ConfigError
+from embed_core.files import replacing
 from embed_vision.models_config import ClipShape
 
 if TYPE_CHECKING:
@@ -46,9 +46,8 @@ def clip_tokenizer(texts: Iterable[str], shape: ClipShape, cache_dir: Path) -> A
     except (OSError, ValueError):  # not there, or left by a killed run
         kept = _trained(sample, shape.vocab_size)
         path.parent.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(f".tmp{os.getpid()}")
-        temporary.write_text(json.dumps(kept), encoding="utf-8")
-        temporary.replace(path)
+        with replacing(path) as temporary:
+            temporary.write_text(json.dumps(kept), encoding="utf-8")
     from transformers import CLIPTokenizer
 
     merges = [tuple(pair) for pair in kept["merges"]]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
+from logging import ERROR, getLogger
 from pathlib import Path
 from typing import Any
 
@@ -110,16 +111,24 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 @contextmanager
-def quiet_transformers() -> Iterator[None]:
-    """No progress bars and no load reports, which would run through the live display; what matters is raised."""
+def quiet_transformers(*others: str) -> Iterator[None]:
+    """No progress bars and no load reports, which would run through the live display; what matters is raised.
+
+    ``others`` are the names of loggers of libraries on top of transformers, which are to report errors only, too.
+    """
     from transformers.utils import logging
 
     level, bars = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    loggers = [(logger, logger.level) for logger in map(getLogger, others)]
     logging.set_verbosity_error()
     logging.disable_progress_bar()
+    for logger, _ in loggers:
+        logger.setLevel(ERROR)
     try:
         yield
     finally:
+        for logger, before in loggers:
+            logger.setLevel(before)
         logging.set_verbosity(level)
         if bars:
             logging.enable_progress_bar()

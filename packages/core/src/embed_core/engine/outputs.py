@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from pathlib import Path
 from typing import Any
 
 from embed_core.errors import CheckpointError
+from embed_core.files import check_writable
 
 STATUS = "run.json"
 CHECKPOINTS = "checkpoints"
@@ -97,14 +97,12 @@ class OutputDir:
         write_text(self.path / STATUS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def _check_writable(self) -> None:
-        """The nearest existing parent decides; asked with a real file, since root passes every permission test."""
+        """The nearest existing parent decides."""
         parent = self.path
         while not parent.exists():
             parent = parent.parent
-        probe = parent / f".embed-write-test-{os.getpid()}"
         try:
-            probe.touch()
-            probe.unlink()
+            check_writable(parent)
         except OSError as error:
             raise CheckpointError(
                 f"output directory {str(self.path)!r} cannot be written ({error.strerror}: {str(parent)!r}): "

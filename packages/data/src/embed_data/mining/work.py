@@ -8,6 +8,7 @@ import shutil
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError
+from embed_core.files import check_writable
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
@@ -111,9 +112,7 @@ def check_output(path: Path, *, overwrite: bool) -> None:
         raise CheckpointError(f"output {str(path)!r} exists: --overwrite replaces it, --output chooses another")
     if not path.parent.is_dir():
         raise CheckpointError(f"output {str(path)!r}: the folder {str(path.parent)!r} does not exist: create it")
-    probe = path.parent / f".embed-write-test-{os.getpid()}"
     try:
-        probe.touch()
-        probe.unlink()
+        check_writable(path.parent)
     except OSError as error:
         raise CheckpointError(f"output {str(path)!r} cannot be written ({error.strerror}): choose another") from None

@@ -3,19 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
 from hashlib import blake2b
 from pathlib import Path
+
+from embed_core.files import replacing
 
 SUFFIX = ".complete.json"
 
 
 def note(folder: Path, dataset: str, vectors: int) -> None:
     """All ``vectors`` texts of the dataset with that fingerprint, asked as it says, are in the teacher's ``folder``."""
-    path = _path(folder, dataset)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    temporary.write_text(json.dumps({"dataset": dataset, "vectors": vectors}) + "\n", encoding="utf-8")
-    temporary.replace(path)
+    with replacing(_path(folder, dataset)) as temporary:
+        temporary.write_text(json.dumps({"dataset": dataset, "vectors": vectors}) + "\n", encoding="utf-8")
 
 
 def noted(folder: Path, dataset: str) -> int | None:

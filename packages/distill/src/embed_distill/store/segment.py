@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embed_core.files import replacing
 from embed_distill.store.codec import CODES, checksums, decoded, record_type
 from embed_distill.store.keys import sorted_once
 
@@ -121,17 +122,12 @@ def write_segment(folder: Path, keys_N2: Keys, records_N: NDArray[Any], dtype: D
     header = HEADER.pack(*facts)
     header += zlib.crc32(header).to_bytes(4, "little")
     name = blake2b(heads + tails, digest_size=12).hexdigest() + SUFFIX
-    temporary = folder / f".{name}.{os.getpid()}.tmp"
-    try:
-        with temporary.open("wb") as file:
-            file.write(header.ljust(HEADER_BYTES, b"\0") + heads + tails)
-            for start in range(0, len(chosen_N), AT_ONCE):
-                file.write(records_N[chosen_N[start : start + AT_ONCE]].tobytes())
-            file.flush()
-            os.fsync(file.fileno())  # the name must not be there before the content
-        temporary.replace(folder / name)
-    finally:
-        temporary.unlink(missing_ok=True)
+    with replacing(folder / name) as temporary, temporary.open("wb") as file:
+        file.write(header.ljust(HEADER_BYTES, b"\0") + heads + tails)
+        for start in range(0, len(chosen_N), AT_ONCE):
+            file.write(records_N[chosen_N[start : start + AT_ONCE]].tobytes())
+        file.flush()
+        os.fsync(file.fileno())  # the name must not be there before the content
     return folder / name
 
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embed_core.errors import DataError
+from embed_core.files import replacing
 from embed_distill.store.codec import decoded, encoded
 from embed_distill.store.compact import MANY_WHILE_RUNNING, compact
 from embed_distill.store.segment import SUFFIX, DamagedError, Segment, write_segment
@@ -47,9 +48,8 @@ class VectorStore:
         try:
             folder.mkdir(parents=True, exist_ok=True)
             if not (folder / FACTS).exists():
-                temporary = folder / f".{FACTS}.{os.getpid()}.tmp"
-                temporary.write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n", encoding="utf-8")
-                temporary.replace(folder / FACTS)
+                with replacing(folder / FACTS) as temporary:
+                    temporary.write_text(json.dumps(dict(facts), indent=2, sort_keys=True) + "\n", encoding="utf-8")
         except OSError as error:
             raise DataError(
                 f"teacher store {str(folder)!r} cannot be written ({error}): name another `store`"
