@@ -54,6 +54,8 @@ class Case:
     query_max_len: int
     passage_max_len: int
     """Tokens, special ones included."""
+    dropout: float = 0.0
+    """Of hidden states and attention weights. With 0 the losses of all are equal; released checkpoints have 0.1."""
     precision: str = "bf16"
     """``fp32`` or ``bf16``, for all systems, unless they say otherwise."""
     learning_rate: float = 1e-4
@@ -178,6 +180,11 @@ SWIFT = Case(
 )
 
 
+def as_released(case: Case) -> Case:
+    """The same with the dropout that BERT, XLM-RoBERTa, bge-m3 and most models people start from come with."""
+    return replace(case, name=f"{case.name}-dropout", title=f"{case.title}, dropout 0.1", dropout=0.1)
+
+
 def in_fp32(case: Case) -> Case:
     """The same in the other precision."""
     return replace(case, name=f"{case.name}-fp32", precision="fp32")
@@ -223,6 +230,10 @@ CASES = (
     SWIFT,
     by_default(MNRL),
     by_default(UNIFIED),
+    as_released(MNRL),
+    in_fp32(as_released(MNRL)),
+    as_released(CACHE),
+    in_fp32(as_released(CACHE)),
     in_fp32(MNRL),
     in_fp32(CACHE),
     in_fp32(UNIFIED),

@@ -115,7 +115,13 @@ def write_model(case: Case, texts: Sequence[str], cache: Path, directory: Path) 
     if case.family == "qwen3":
         write_qwen3(case, tokenizer, directory)
         return tokenizer
-    shape = EncoderShape(vocab_size=case.vocab_size, hidden=case.hidden, layers=case.layers, heads=case.heads)
+    shape = EncoderShape(
+        vocab_size=case.vocab_size,
+        hidden=case.hidden,
+        layers=case.layers,
+        heads=case.heads,
+        dropout=case.dropout,
+    )
     config = BGEM3ModelConfig(
         query_max_len=case.query_max_len,
         passage_max_len=case.passage_max_len,

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from embed_core.config.run import EngineConfig
 from embed_core.engine import attention
+from embed_core.engine.dropout import keep_mask
 from embed_core.engine.ranks import Ranks
 from embed_core.errors import ConfigError
 from embed_core.scratch.config import EncoderShape
@@ -38,7 +39,9 @@ def padding_mask(dtype: torch.dtype, length: int = 9) -> Tensor:
 
 
 @pytest.mark.parametrize("masked", [False, True])
-@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.bfloat16, 3e-2)])
+@pytest.mark.parametrize(
+    ("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 1e-5), (torch.bfloat16, 3e-2)]
+)
 def test_products_are_attention_value_and_gradient(masked: bool, dtype: torch.dtype, tolerance: float) -> None:
     given, oracle = parts(dtype), [p.detach().double().requires_grad_() for p in parts(dtype)]
     mask = padding_mask(dtype) if masked else None
@@ -93,7 +96,8 @@ def test_dropout_drops_that_share_and_its_gradient_is_of_the_same_weights() -> N
     torch.manual_seed(1)
     found, _ = attention.products(nn.Module(), query, key, value, None, dropout=0.25, is_causal=False)
     torch.manual_seed(1)
-    kept = torch.empty(8, 40, 40, dtype=torch.float64).bernoulli_(0.75).div_(0.75).view(2, 4, 40, 40)
+    mask, factor = keep_mask(torch.empty(8, 40, 40, dtype=torch.float64), 0.25)
+    kept = (mask * factor).view(2, 4, 40, 40)
     weights = torch.softmax(query @ key.transpose(2, 3) * 8**-0.5, -1) * kept
     wanted = (weights @ value).transpose(1, 2)
     torch.testing.assert_close(found, wanted)
@@ -106,10 +110,12 @@ def test_dropout_drops_that_share_and_its_gradient_is_of_the_same_weights() -> N
     assert float((kept == 0).double().mean()) == pytest.approx(0.25, abs=0.02)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
 @pytest.mark.parametrize("padded", [0, 3])
-def test_a_transformers_model_gives_what_its_eager_attention_gives(padded: int) -> None:
+def test_a_transformers_model_gives_what_its_eager_attention_gives(padded: int, dtype: torch.dtype) -> None:
     shape = EncoderShape(vocab_size=60, hidden=32, layers=2, heads=4, dropout=0.0)
-    model = xlm_roberta(60, shape, max_length=20, seed=2)
+    # float64: in fp32 without dropout the products leave it to PyTorch.
+    model = xlm_roberta(60, shape, max_length=20, seed=2).to(dtype)
     ids, mask = torch.randint(5, 60, (3, 12)), torch.ones(3, 12, dtype=torch.int64)
     if padded:
         mask[1, -padded:], ids[1, -padded:] = 0, 1
@@ -133,10 +139,17 @@ def test_a_row_without_any_key_is_no_nan() -> None:
 
 
 @pytest.mark.parametrize(
-    ("precision", "wanted"), [("bf16", attention.PRODUCTS), ("bf16-weights", attention.PRODUCTS), ("fp32", "sdpa")]
+    ("precision", "dropout", "wanted"),
+    [
+        ("bf16", 0.0, attention.PRODUCTS),
+        ("bf16-weights", 0.0, attention.PRODUCTS),
+        ("fp32", 0.0, "sdpa"),
+        ("fp32", 0.1, attention.PRODUCTS),
+    ],
 )
-def test_products_are_chosen_for_bf16_on_cpus(precision: Any, wanted: str) -> None:
-    model = xlm_roberta(60, EncoderShape(vocab_size=60, hidden=32, layers=1, heads=4), max_length=20, seed=2)
+def test_products_are_chosen_on_cpus_for_bf16_and_for_dropout(precision: Any, dropout: float, wanted: str) -> None:
+    shape = EncoderShape(vocab_size=60, hidden=32, layers=1, heads=4, dropout=dropout)
+    model = xlm_roberta(60, shape, max_length=20, seed=2)
     model.set_attn_implementation("sdpa")
     attention.set_attention(model, EngineConfig(precision=precision), CPU)
     assert model.config._attn_implementation == wanted

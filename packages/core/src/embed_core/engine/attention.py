@@ -1,7 +1,7 @@
-"""How transformers models attend: which of their implementations, and one of ours for CPUs in half precision.
+"""How transformers models attend: which of their implementations, and one of ours for CPUs.
 
 PyTorch's fused attention on CPUs computes bf16 with vector units; plain matrix products use AMX and are 2 to 10 times
-faster, forward and backward, at the lengths retrieval models train with.
+faster, forward and backward, at the lengths retrieval models train with. With dropout it has none, in any precision.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.config.run import EngineConfig
+from embed_core.engine.dropout import keep_mask
 from embed_core.engine.packs import can_pack
 from embed_core.engine.ranks import Ranks
 from embed_core.errors import ConfigError
@@ -49,6 +50,9 @@ def products(
     if attention_mask is None and (getattr(module, "is_causal", True) if is_causal is None else is_causal):
         attention_mask = _causal(query, key)
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if half == torch.float32 and not dropout:  # PyTorch's own is as fast, and keeps no [L,L] matrix
+        fused: Tensor = nn.functional.scaled_dot_product_attention(query, key, value, attention_mask, scale=scale)
+        return fused.transpose(1, 2).contiguous(), None
     attended: Tensor = _Products.apply(query, key, value, attention_mask, scale, dropout)
     return attended.transpose(1, 2).contiguous(), None
 
@@ -62,34 +66,38 @@ class _Products(torch.autograd.Function):
     ) -> Tensor:
         texts, heads, length, width = query.shape
         flat = [part.reshape(texts * heads, part.shape[2], width) for part in (query, key, value)]
-        logits = torch.baddbmm(flat[0].new_empty(1), flat[0], flat[1].transpose(1, 2), beta=0, alpha=scale)
+        logits = _product(flat[0], flat[1].transpose(1, 2), scale)
         if mask is not None:
             logits.view(texts, heads, length, -1).add_(mask.to(logits.dtype))
         weights = torch.softmax(logits, dim=-1)
-        kept = torch.empty_like(weights).bernoulli_(1 - dropout).div_(1 - dropout) if dropout else None
-        ctx.save_for_backward(*flat, weights, kept)
+        mask, ctx.kept = keep_mask(weights, dropout) if dropout else (None, 1.0)
+        ctx.save_for_backward(*flat, weights, mask)
         ctx.scale = scale
-        used = weights if kept is None else weights * kept
-        return torch.bmm(used, flat[2]).view(texts, heads, length, width)
+        used = weights if mask is None else weights * mask
+        return _product(used, flat[2], ctx.kept).view(texts, heads, length, width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, kept = ctx.saved_tensors
+        query, key, value, weights, mask = ctx.saved_tensors
         shape = gradients[0].shape
         upstream = gradients[0].reshape(query.shape)
-        used = weights if kept is None else weights * kept
-        value_gradient = torch.bmm(used.transpose(1, 2), upstream)
-        inner = torch.bmm(upstream, value.transpose(1, 2))
-        if kept is not None:
-            inner.mul_(kept)
+        used = weights if mask is None else weights * mask
+        value_gradient = _product(used.transpose(1, 2), upstream, ctx.kept)
+        inner = _product(upstream, value.transpose(1, 2), ctx.kept)
+        if mask is not None:
+            inner.mul_(mask)
         inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
-        nothing, scale = inner.new_empty(1), ctx.scale
-        query_gradient = torch.baddbmm(nothing, inner, key, beta=0, alpha=scale)
-        key_gradient = torch.baddbmm(nothing, inner.transpose(1, 2), query, beta=0, alpha=scale)
+        query_gradient = _product(inner, key, ctx.scale)
+        key_gradient = _product(inner.transpose(1, 2), query, ctx.scale)
         back = [
             part.view(*shape[:2], part.shape[1], shape[3]) for part in (query_gradient, key_gradient, value_gradient)
         ]
         return (*back, None, None, None)
+
+
+def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
+    """``factor · left · right``, the factor at no cost: [N,A,B] × [N,B,C] → [N,A,C]."""
+    return torch.baddbmm(left.new_empty(1), left, right, beta=0, alpha=factor)
 
 
 def additive_mask(*arguments: Any, **options: Any) -> Tensor | None:
@@ -160,7 +168,13 @@ def _choice(part: Any, engine: EngineConfig, ranks: Ranks, *, packs: bool) -> st
     # With padding flash-attention would unpad in every layer, which sdpa does not.
     if packs and part._supports_flash_attn:
         return FLASH
-    return PRODUCTS if not ranks.on_cuda and engine.precision.startswith("bf16") else None
+    # With dropout PyTorch has no fused attention on CPUs.
+    return PRODUCTS if not ranks.on_cuda and (engine.precision.startswith("bf16") or _drops(part.config)) else None
+
+
+def _drops(config: Any) -> bool:
+    """Whether attention weights are dropped in training, by the names that transformers' configs have for the rate."""
+    return any(getattr(config, name, 0) for name in ("attention_probs_dropout_prob", "attention_dropout"))
 
 
 def _set(part: Any, engine: EngineConfig, wanted: str | None) -> None:

@@ -15,6 +15,7 @@ from embed_core.embeddings import to_float32
 from embed_core.engine import choose, frozen
 from embed_core.engine.attention import set_attention
 from embed_core.engine.compiling import compile_encoders
+from embed_core.engine.dropout import set_dropout
 from embed_core.engine.embedding import SharedTables
 from embed_core.engine.ranks import Ranks
 from embed_core.engine.recompute import enable_checkpointing
@@ -142,9 +143,11 @@ def prepare(module: Trainable, engine: EngineConfig, ranks: Ranks, announce: Ann
         enable_checkpointing(module.model)
     if engine.compile:
         compile_encoders(module.model)
-    elif not ranks.on_cuda and engine.zero_stage < 3:
-        # Under ZeRO-3 a weight is there only while its module runs; a compiled graph has its own.
-        module.tables = SharedTables(module.model)
+    elif not ranks.on_cuda:
+        set_dropout(module.model)
+        # Under ZeRO-3 a weight is there only while its module runs. A compiled graph has its own of both.
+        if engine.zero_stage < 3:
+            module.tables = SharedTables(module.model)
     module.mixed = engine.precision == "bf16"
     if hasattr(module.model, "pad_to_multiple_of"):
         model: Any = module.model
