@@ -55,7 +55,7 @@ format: dev ## ruff: mend what can be mended
 types: dev ## mypy, strict, on the packages
 	$(BIN)/mypy $(wildcard $(MEMBERS:%=%/src) $(EXAMPLES:%=%/src))
 
-bench: dev ## side by side with sentence-transformers, FlagEmbedding and ms-swift, about 30 minutes; ARGS="--large" adds V = 250,002, ARGS="--gpu" is for a GPU
+bench: dev ## side by side with sentence-transformers, FlagEmbedding and ms-swift, about an hour; ARGS="--large" adds V = 250,002, ARGS="--gpu" is for a GPU
 	$(BIN)/python -m benchmarks.run $(ARGS)
 
 wheels: dev ## build every wheel into dist/

@@ -232,6 +232,7 @@ CASES = (
     by_default(UNIFIED),
     as_released(MNRL),
     in_fp32(as_released(MNRL)),
+    by_default(as_released(MNRL)),
     as_released(CACHE),
     in_fp32(as_released(CACHE)),
     in_fp32(MNRL),
@@ -245,5 +246,8 @@ CASES = (
 )
 LARGE = ("m3-large", "m3-large-fp32")
 """Cases that need 20 GB and run only when they are asked for."""
-MAIN = ("mnrl", "cached", "sbert", "m3", "mnrl-defaults", "m3-defaults")
+MAIN = (
+    *("mnrl", "mnrl-dropout", "mnrl-dropout-fp32", "mnrl-dropout-defaults", "cached", "cached-dropout"),
+    *("sbert", "m3", "m3-defaults", "swift", "vision"),
+)
 """What runs when nothing is asked for."""

@@ -101,6 +101,10 @@ def test_dropout_drops_that_share_and_its_gradient_is_of_the_same_weights() -> N
     weights = torch.softmax(query @ key.transpose(2, 3) * 8**-0.5, -1) * kept
     wanted = (weights @ value).transpose(1, 2)
     torch.testing.assert_close(found, wanted)
+    with torch.no_grad():  # as the first pass of gradient caching does: the same values, with a product in place
+        torch.manual_seed(1)
+        again, _ = attention.products(nn.Module(), query, key, value, None, dropout=0.25, is_causal=False)
+    assert torch.equal(again, found)
     upstream = torch.randn_like(wanted)
     inputs = (query, key, value)
     for one, other in zip(

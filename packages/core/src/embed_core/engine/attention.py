@@ -73,7 +73,8 @@ class _Products(torch.autograd.Function):
         mask, ctx.kept = keep_mask(weights, dropout) if dropout else (None, 1.0)
         ctx.save_for_backward(*flat, weights, mask)
         ctx.scale = scale
-        used = weights if mask is None else weights * mask
+        # Without a graph nobody needs the weights as they were.
+        used = weights if mask is None else weights * mask if any(ctx.needs_input_grad) else weights.mul_(mask)
         return _product(used, flat[2], ctx.kept).view(texts, heads, length, width)
 
     @staticmethod
