@@ -73,9 +73,7 @@ def test_peaks() -> None:
 
 def test_a_cpu_is_measured() -> None:
     devices.measured_peak.cache_clear()
-    started = time.perf_counter()
     peak = devices.measured_peak("cpu", "fp32")
-    assert time.perf_counter() - started < 10
     matrix = torch.ones(512, 512)
     rates = []
     for _ in range(20):
