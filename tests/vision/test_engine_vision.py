@@ -31,6 +31,11 @@ TWO_RANKS = [
     "siglip-mixed-3-60-cached",
     "qwen3-mixed-3-60-cached",
     "loraclip-t2i-2-80-cached",
+    "clip-t2i-0-80-direct-own",
+    "clip-t2i-2-80-cached-own",
+    "clip-mixed-3-40-cached-own",
+    "siglip-mixed-1-60-direct-own",
+    "siglip-mixed-3-60-cached-own",
 ]
 TOLERANCE = 1e-5
 
@@ -59,16 +64,21 @@ def out(
 @pytest.fixture(scope="module")
 def answers(out: Path) -> dict[str, Any]:
     """What every setting gave, by ``ranks-model-mode-stage-budget-strategy``."""
-    compared = {"-".join(setting.split("-")[:2]) for setting in (*ONE_RANK, *TWO_RANKS)}
-    references = [f"{kind}-0-100000-direct" for kind in sorted(compared)]
+    references = sorted({_reference(setting) for setting in (*ONE_RANK, *TWO_RANKS)})
     for ranks, settings in ((1, [*references, *ONE_RANK]), (2, TWO_RANKS)):
         assert launch([sys.executable, WORKER, str(out), *settings], ranks) == 0
     return {path.stem: json.loads(path.read_text()) for path in out.glob("?-*.json")}
 
 
+def _reference(setting: str) -> str:
+    """The same model, rows and loss in one chunk with one graph."""
+    model, mode, *rest = setting.split("-")
+    return f"{model}-{mode}-0-100000-direct{'-own' if rest[-1] == 'own' else ''}"
+
+
 @pytest.mark.parametrize("setting", [*(f"1-{s}" for s in ONE_RANK), *(f"2-{s}" for s in TWO_RANKS)])
 def test_losses_gradients_and_weights_agree(answers: dict[str, Any], setting: str) -> None:
-    reference = answers[f"1-{'-'.join(setting.split('-')[1:3])}-0-100000-direct"]
+    reference = answers[f"1-{_reference(setting.split('-', 1)[1])}"]
     for one, other in zip(answers[setting]["steps"], reference["steps"], strict=True):
         assert one["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
         assert one["gradients"].keys() == other["gradients"].keys()
@@ -82,6 +92,9 @@ def test_both_towers_and_the_scale_are_compared(answers: dict[str, Any]) -> None
     gradients = answers["1-clip-t2i-0-100000-direct"]["steps"][0]["gradients"]
     for part in ("text_model", "vision_model", "text_projection", "visual_projection", "loss.logit_scale"):
         assert max(max(map(abs, value)) for name, value in gradients.items() if part in name) > 1e-4, part
+    for setting, names in (("clip-t2i", ("logit_scale",)), ("siglip-mixed", ("logit_scale", "logit_bias"))):
+        gradients = answers[f"1-{setting}-0-100000-direct-own"]["steps"][0]["gradients"]
+        assert all(abs(gradients[f"loss.{name}"][0]) > 1e-3 for name in names), setting
 
 
 @pytest.mark.slow

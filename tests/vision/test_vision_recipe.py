@@ -15,7 +15,7 @@ from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
 from embed_core.plugins import activate
 from embed_core.testing.components import check_plugin
-from embed_vision.recipe_defaults import tokens_per_item
+from embed_vision.recipe_defaults import tokens_per_picture
 
 SEED = """\
 model_name: openai/clip-vit-base-patch32
@@ -165,6 +165,9 @@ CASES: tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...] = (
     ((*OWN, "held_out_rows=0"), {"evaluation": [], "data.held_out_rows": 0}),
     ((*OWN, "val_data_path=v.jsonl", "split=train"), {"evaluation.0.data.split": None,
      "evaluation.0.data.path": "v.jsonl"}),
+    (("data_path=a/b", "val_data_path=a/b", "val_split=test"), {"data.split": None, "evaluation.0.data.split": "test",
+     "evaluation.2.data.split": "test"}),
+    ((*OWN, "val_data_path=pictures"), {"evaluation.0.data.kind": "pictures"}),
     (("held_out_rows=20",), {"data.held_out_rows": 20}),
     (("data.symbols=9", "data.held_out_rows=0"), {"data.symbols": 9, "evaluation": []}),
     (("scheduler_type=constant",), {"train.schedule.kind": "constant", "train.schedule.warmup_steps": 0}),
@@ -175,8 +178,13 @@ CASES: tuple[tuple[tuple[str, ...], Mapping[str, Any]], ...] = (
     (("eval_steps=4", "save_total_limit=3", "save_steps=0"),
      {"train.evaluate_every_steps": 4, "checkpoint.keep_last": 3, "checkpoint.every_steps": 0}),
     (("use_gradient_cache=true", "gradient_cache_chunk_size=8"), {"engine.strategy": "cached",
-     "engine.token_budget": 8 * 77}),
+     "engine.token_budget": 8 * 37}),
+    (("gradient_cache_chunk_size=8", "use_lora=true", "model.from_scratch.image_size=96"),
+     {"engine.token_budget": 8 * 145}),
     (("use_gradient_cache=true", "gradient_cache_chunk_size=8", "model_name=a/b"), {"engine.token_budget": 8 * 257}),
+    (("gradient_cache_chunk_size=8", "model_name=openai/clip-vit-base-patch32"), {"engine.token_budget": 8 * 50}),
+    (("gradient_cache_chunk_size=2", "encoder_mode=composed", "text_model_name=t", "image_model_name=vit-patch16-384"),
+     {"engine.token_budget": 2 * 577}),
     (("gradient_checkpointing=true", "bf16=true"), {"engine.gradient_checkpointing": True, "engine.precision": "bf16"}),
     (("fp16=true",), {"engine.precision": "fp16"}),
     (("bf16=false",), {"engine.precision": "fp32", "engine.strategy": "auto"}),
@@ -224,6 +232,9 @@ def test_every_key_is_tried_above(registry: Any) -> None:
          "encoder_mode: composed needs text_model_name and image_model_name"),
         (("image_root=x",), "image_root is about data of your own, and data_path is 'pictures': set data_path"),
         (("column_mapping={query: a}",), "column_mapping is about data of your own"),
+        ((*OWN, "val_split=test"), "val_split is about val_data_path, which is not set"),
+        ((*OWN, "val_data_path=rows.jsonl"), "val_data_path is data_path, 'rows.jsonl': the model would be"),
+        (("val_data_path=pictures",), "val_data_path is data_path, 'pictures'"),
         (("report_to=[none,wandb]",), "report_to: 'none' stands alone: a list names one of tensorboard"),
         (("report_to=wandbb",), "report_to"),
         (("batchsize=3",), "'batchsize' is no key of recipe 'vision' or of a run: did you mean 'batch_size'"),
@@ -264,12 +275,20 @@ def test_in_miniature(registry: Any) -> None:
 
 
 def test_tokens_of_a_picture_are_read_from_the_model(tmp_path: Path) -> None:
-    config = {"vision_config": {"image_size": 224, "patch_size": 32}, "text_config": {"max_position_embeddings": 40}}
+    config = {"vision_config": {"image_size": 224, "patch_size": 32}, "text_config": {"max_position_embeddings": 77}}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    assert tokens_per_item(str(tmp_path), {}) == 50
+    assert tokens_per_picture(str(tmp_path), {}) == 50
     (tmp_path / "config.json").write_text("{}")
-    assert tokens_per_item(str(tmp_path), {}) == 257
-    assert tokens_per_item("from-scratch", {"image_size": 96, "patch_size": 8}) == 145
+    assert tokens_per_picture(str(tmp_path), {}) == 257
+    assert tokens_per_picture("from-scratch", {"image_size": 96, "patch_size": 8}) == 145
+
+
+@pytest.mark.parametrize(
+    ("name", "tokens"),
+    [("openai/clip-vit-large-patch14-336", 577), ("google/siglip-base-patch16-224", 197), ("laion/CLIP-ViT-L", 257)],
+)
+def test_tokens_of_a_picture_are_read_from_a_name(name: str, tokens: int) -> None:
+    assert tokens_per_picture(name, {}) == tokens
 
 
 def test_the_recipe_s_page_lists_every_key_with_its_default(registry: Any) -> None:

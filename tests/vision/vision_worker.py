@@ -22,6 +22,7 @@ from embed_core.lora.config import LoraModelConfig
 from embed_core.registry import Registry
 from embed_core.types import Batch, Example, LossOutput, Targets
 from embed_vision.items import Mixed, Picture
+from embed_vision.losses_config import ClipLossConfig, SiglipLossConfig
 from embed_vision.models_config import ClipConfig, VisionConfig
 
 
@@ -61,7 +62,8 @@ def examples(out: Path, mode: str) -> list[Example]:
 
 
 def main(out: Path, settings: list[str]) -> None:
-    """Two steps per setting ``model-mode-stage-budget-strategy[-checkpointing]``, to ``out/{ranks}-{setting}.json``."""
+    """Two steps per setting ``model-mode-stage-budget-strategy[-checkpointing][-own]``, to
+    ``out/{ranks}-{setting}.json``; ``own`` is the loss that the model is known by."""
     torch.set_num_threads(1)
     ranks = join("cpu")
     for setting in settings:
@@ -75,10 +77,18 @@ def main(out: Path, settings: list[str]) -> None:
                 "gradient_checkpointing": "checkpointing" in more,
             }
         )
-        answer = train(_model(out, model), examples(out, mode), engine, ranks)
+        loss = _loss(model) if "own" in more else ScaledLoss()
+        answer = train(_model(out, model), loss, examples(out, mode), engine, ranks)
         if ranks.rank == 0:
             (out / f"{ranks.world_size}-{setting}.json").write_text(json.dumps(answer))
     leave()
+
+
+def _loss(model: str) -> Any:
+    """With a scale that is learned, and a bias; each rank computes its own rows."""
+    context = BuildContext(registry=Registry(), announce=lambda line: None)
+    config = SiglipLossConfig(scale=5.0, bias=-1.0) if model == "siglip" else ClipLossConfig(temperature=0.2)
+    return config.build(context)
 
 
 def _model(out: Path, name: str) -> Any:
@@ -92,11 +102,11 @@ def _model(out: Path, name: str) -> Any:
     return model
 
 
-def train(model: Any, rows: list[Example], engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
+def train(model: Any, loss: Any, rows: list[Example], engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
     """Loss and gradients of each step, and the weights after the last."""
     # A large epsilon keeps Adam from hiding a wrong factor of the gradient.
     optimizer = OptimizerConfig(learning_rate=0.01, epsilon=1e-3)
-    module = sharding.Trainable(model, ScaledLoss())
+    module = sharding.Trainable(model, loss)
     settings = TrainConfig(gradient_clipping=0.5, optimizer=optimizer)
     engine = sharding.initialize(module, engine_config, settings, ranks, lambda line: None)
     step = Step(engine, model, module.loss, engine_config, ranks)

@@ -76,6 +76,8 @@ class VisionRecipe(Recipe):
     """How pictures are checked before the run starts: read whole, or their headers only."""
     split: str | None = None
     """Of a Hugging Face dataset; None = the only one, or ``train``."""
+    val_split: str | None = None
+    """Of ``val_data_path``, where that is a Hugging Face dataset; None = the only one, or ``train``."""
     negatives: int = Field(default=1, ge=0)
     """Hard negatives drawn per row; a row without any has its positive only."""
     output_dir: Path | None = None
@@ -219,6 +221,13 @@ class VisionRecipe(Recipe):
             raise ValueError(
                 "encoder_mode: composed needs text_model_name and image_model_name, or model_name for a composed model "
                 "that was saved before"
+            )
+        if self.val_split is not None and self.val_data_path is None:
+            raise ValueError("val_split is about val_data_path, which is not set: set it, or leave val_split out")
+        if self.val_data_path == self.data_path and self.val_split == self.split:
+            raise ValueError(
+                f"val_data_path is data_path, {self.data_path!r}: the model would be evaluated on what it learns: set "
+                "val_split to another of its splits, or leave val_data_path out for rows that are held out"
             )
         if self.data_path == PICTURES:
             for key in OWN_DATA:

@@ -14,7 +14,7 @@ from embed_vision.recipe_defaults import (
     LOSSES,
     SCHEDULES,
     SCRATCH,
-    tokens_per_item,
+    tokens_per_picture,
     trackers,
 )
 
@@ -89,6 +89,14 @@ class Compiled:
         kind = {"auto": "vision", "clip_like": "clip", "vlm_generic": "vlm"}[recipe.encoder_mode]
         return {"kind": kind, "name_or_path": recipe.named, **same}
 
+    @property
+    def _seeing(self) -> str:
+        """The model, or the part of a composed one, that pictures go through."""
+        recipe = self.recipe
+        if recipe.encoder_mode != "composed":
+            return recipe.named
+        return recipe.image_model_name or f"{recipe.named}/image"
+
     def _shape(self) -> dict[str, Any]:
         """Of a random model."""
         width = max(self.recipe.mrl_dims, default=0) or self.recipe.projection_dim
@@ -96,7 +104,8 @@ class Compiled:
 
     def data(self) -> dict[str, Any]:
         """The training rows."""
-        return dict(lay_over({**self._rows(self.recipe.data_path), **self._held_out()}, self.recipe.data))
+        recipe = self.recipe
+        return dict(lay_over({**self._rows(recipe.data_path, recipe.split), **self._held_out()}, recipe.data))
 
     def _held_out(self) -> dict[str, Any]:
         recipe = self.recipe
@@ -106,7 +115,7 @@ class Compiled:
             return {"held_out_rows": 0}
         return {} if recipe.data_path == PICTURES else {"held_out_rows": None}
 
-    def _rows(self, path: str) -> dict[str, Any]:
+    def _rows(self, path: str, split: str | None) -> dict[str, Any]:
         recipe = self.recipe
         same = {"retrieval_mode": recipe.retrieval_mode, "negatives": recipe.negatives}
         if path == PICTURES:
@@ -118,7 +127,7 @@ class Compiled:
             "image_root": recipe.image_root,
             "on_bad_row": recipe.on_bad_row,
             "check_images": recipe.check_images,
-            "split": recipe.split,
+            "split": split,
             **same,
         }
 
@@ -162,7 +171,7 @@ class Compiled:
         recipe = self.recipe
         rows: dict[str, Any] = {}
         if recipe.val_data_path is not None:
-            rows = {"data": {**self._rows(recipe.val_data_path), "split": None, "negatives": 0}}
+            rows = {"data": {**self._rows(recipe.val_data_path, recipe.val_split), "negatives": 0}}
         elif self.data().get("held_out_rows", True) == 0:
             return []
         mode = recipe.retrieval_mode
@@ -201,8 +210,8 @@ class Compiled:
         if recipe.use_gradient_cache is not None:
             chunks["strategy"] = "cached" if recipe.use_gradient_cache else "direct"
         if recipe.gradient_cache_chunk_size is not None:
-            shape = self.model().get("from_scratch", {})
-            chunks["token_budget"] = recipe.gradient_cache_chunk_size * tokens_per_item(recipe.named, shape)
+            shape = lay_over(self._inner(), recipe.model).get("from_scratch", {})
+            chunks["token_budget"] = recipe.gradient_cache_chunk_size * tokens_per_picture(self._seeing, shape)
         precision = "fp16" if recipe.fp16 else {None: "auto", True: "bf16", False: "fp32"}[recipe.bf16]
         return {"precision": precision, "gradient_checkpointing": recipe.gradient_checkpointing, **chunks}
 

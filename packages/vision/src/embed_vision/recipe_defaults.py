@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from embed_core.config.base import resolved_path
+from embed_core.scratch import FROM_SCRATCH
+from embed_vision.models_config import ClipShape
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,26 +48,40 @@ Tracker = Literal["none", "all", "tensorboard", "wandb", "swanlab", "mlflow"]
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow")
 INFONCE_TEMPERATURE = 0.05
 """Of the loss with a fixed temperature."""
-USUAL_TOKENS = 257
-"""Of a picture, where the model's size cannot be read before it is loaded: 224 × 224 pixels in patches of 14."""
+USUAL_SIDE, USUAL_PATCH = 224, 14
+"""Of a picture in pixels, where neither can be told before the model is loaded: 257 tokens."""
+_PATCH = re.compile(r"patch(\d+)(?:-(\d+))?", re.IGNORECASE)
+"""In the names of models of the hub: ``clip-vit-base-patch32``, ``siglip-base-patch16-384``."""
 
 
-def tokens_per_item(name: str, from_scratch: Mapping[str, Any]) -> int:
-    """Tokens of a picture or of the longest text, whichever is more: what a chunk of so many items is measured in.
+def tokens_per_picture(name: str, from_scratch: Mapping[str, Any]) -> int:
+    """What a chunk of so many pictures is measured in: patches, and the class token.
 
-    Read from ``config.json`` where ``name`` is a directory; :data:`USUAL_TOKENS` for a model of the hub.
+    Read from ``config.json`` where ``name`` is a directory; of a model of the hub, which may not have been fetched yet,
+    from the name, else :data:`USUAL_SIDE` and :data:`USUAL_PATCH`.
     """
-    side, patch = from_scratch.get("image_size", 48), from_scratch.get("patch_size", 8)
-    longest = from_scratch.get("max_length", 77)
-    if name != "from-scratch":
-        try:
-            config = json.loads((resolved_path(name) / "config.json").read_text(encoding="utf-8"))
-            vision, text = config.get("vision_config", config), config.get("text_config", {})
-            side, patch = int(vision["image_size"]), int(vision["patch_size"])
-            longest = int(text.get("max_position_embeddings", 77))
-        except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            return USUAL_TOKENS
-    return max((int(side) // int(patch)) ** 2 + 1, min(int(longest), 512))
+    if name == FROM_SCRATCH:
+        shape = ClipShape().model_dump() | dict(from_scratch)
+        side, patch = shape["image_size"], shape["patch_size"]
+    else:
+        side, patch = _in_config(resolved_path(name) / "config.json") or _in_name(name)
+    return int((side // patch) ** 2 + 1)
+
+
+def _in_config(path: Path) -> tuple[int, int] | None:
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+        vision = config.get("vision_config", config)
+        return int(vision["image_size"]), int(vision["patch_size"])
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        return None
+
+
+def _in_name(name: str) -> tuple[int, int]:
+    found = _PATCH.search(name)
+    if found is None or not int(found[1]):
+        return USUAL_SIDE, USUAL_PATCH
+    return int(found[2] or USUAL_SIDE), int(found[1])
 
 
 def trackers(report_to: str | tuple[str, ...]) -> list[str]:
