@@ -32,9 +32,7 @@ TWO_RANKS = [
     "qwen3-mixed-3-60-cached",
     "loraclip-t2i-2-80-cached",
     "clip-t2i-0-80-direct-own",
-    "clip-t2i-2-80-cached-own",
     "clip-mixed-3-40-cached-own",
-    "siglip-mixed-1-60-direct-own",
     "siglip-mixed-3-60-cached-own",
 ]
 TOLERANCE = 1e-5
