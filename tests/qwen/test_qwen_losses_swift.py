@@ -113,6 +113,46 @@ def test_a_teachers_scores_are_labels() -> None:
     torch.testing.assert_close(found, (cosines - torch.tensor([0.9, 0.1, 0.5, -0.25])).square().mean())
 
 
+@pytest.mark.parametrize(
+    ("config", "scores"),
+    [
+        (SwiftCosineSimilarityConfig, [0.0, 0.75, 1.0, 0.25]),
+        (SwiftContrastiveConfig, [0.0, 0.75, 1.0, 0.25]),
+        (SwiftOnlineContrastiveConfig, [0.0, 1.0, 1.0, 0.0]),
+    ],
+)
+def test_labels_of_the_data_are_swifts(config: Any, scores: list[float]) -> None:
+    """As its rows have them: a pair with `label: 0` is none, wherever it stands."""
+    batch, targets = random_batch(4, negatives=(0,), seed=3)
+    targets = targets._replace(scores_P=torch.tensor(scores))
+    found = build(config(labels="scores"))(batch, targets)
+    sentences = torch.stack([side for query, passages in rows_of(batch, targets) for side in (query, passages[0])])
+    wanted = theirs(config().kind.removeprefix("swift-").replace("-", "_"), sentences, torch.tensor(scores))
+    torch.testing.assert_close(found.loss, wanted, rtol=0, atol=0)
+    assert float(found.metrics["positives"]) == 0.5
+    with pytest.raises(ConfigError) as caught:
+        build(config())(batch, targets)
+    assert str(caught.value) == (
+        f"loss.labels: 'relevance' would pull together {scores.count(0)} pairs of the batch of step 1 that are "
+        "labelled 0: use 'scores'"
+    )
+
+
+@pytest.mark.parametrize(
+    ("config", "score", "words"),
+    [
+        (SwiftContrastiveConfig, -0.5, "contrastive are from 0 to 1, and the batch of step 5 has -0.5"),
+        (SwiftOnlineContrastiveConfig, 0.25, "online_contrastive are 0 or 1, and the batch of step 5 has 0.25"),
+    ],
+)
+def test_scores_that_are_no_labels(config: Any, score: float, words: str) -> None:
+    batch, targets = random_batch(2, negatives=(1,), step=4)
+    targets = targets._replace(scores_P=torch.tensor([1.0, score, 0.0, 1.0]))
+    with pytest.raises(ConfigError) as caught:
+        build(config(labels="scores"))(batch, targets)
+    assert str(caught.value) == f"loss.labels: 'scores' of {words}: use cosine_similarity, or 'relevance'"
+
+
 @pytest.mark.parametrize(("scores", "bare"), [(None, 4), ([0.5, float("nan"), 0.1, float("nan")], 2)])
 def test_scores_that_are_missing(scores: list[float] | None, bare: int) -> None:
     batch, targets = random_batch(2, negatives=(1,), step=4)

@@ -144,6 +144,33 @@ def test_queries_carry_the_instruction_in_the_official_form(model: Qwen3Embeddin
     assert model.tokenizer.decode(ids(model, "so", "passage")) == f"so{END_OF_TEXT}"
 
 
+OFFICIAL = "Instruct: Translate\nQuery:"
+
+
+@pytest.mark.parametrize(
+    ("text", "prompt", "whole"),
+    [
+        (f"{OFFICIAL}why?", None, f"{OFFICIAL}why?"),
+        (f"{OFFICIAL} why?", "Find", f"{OFFICIAL} why?"),
+        ("why?", OFFICIAL, f"{OFFICIAL}why?"),
+        ("why?", f"{OFFICIAL} ", f"{OFFICIAL}why?"),
+        ("Instruct: the class", None, f"Instruct: {INSTRUCTION}\nQuery:Instruct: the class"),
+    ],
+)
+def test_an_instruction_that_is_there_already_is_not_put_twice(
+    model: Qwen3EmbeddingModel, text: str, prompt: str | None, whole: str
+) -> None:
+    """ms-swift's rows have it in the user's text, or in the system message."""
+    assert model.tokenizer.decode(ids(model, text, prompt=prompt)) == whole + END_OF_TEXT
+
+
+def test_an_instruction_may_be_given_in_the_official_form(make_model: Make) -> None:
+    """As sentence-transformers' files have it."""
+    model = make_model(instruction=OFFICIAL)
+    assert model.prompts == {"query": OFFICIAL}
+    assert model.tokenizer.decode(ids(model, "why?")) == f"{OFFICIAL}why?{END_OF_TEXT}"
+
+
 @pytest.mark.parametrize("side", ["left", "right"])
 def test_what_is_too_long_keeps_instruction_and_end(make_model: Make, base: Path, tmp_path: Path, side: str) -> None:
     """Also of a tokenizer that was saved to cut on the left."""

@@ -197,7 +197,11 @@ NONE = "is no option of loss_type"
             ["loss_type=contrastive", "infonce_include_qq=true"],
             f"infonce_include_qq: True {NONE} 'contrastive': leave it out, or use loss_type infonce or qwen3",
         ),
-        (["labels=scores"], f"labels: 'scores' {NONE} 'qwen3': leave it out, or use loss_type cosine_similarity"),
+        (
+            ["labels=scores"],
+            f"labels: 'scores' {NONE} 'qwen3': leave it out, or use loss_type cosine_similarity, contrastive or "
+            "online_contrastive",
+        ),
         (["lora_rank=4"], "lora_rank is of no use with tuner_type full: set tuner_type: lora, or leave it out"),
         (["negatives=4"], "negatives: stages have their own number of negatives: set it in `stages`"),
         (["curriculum=true", "stages=[{}]"], "curriculum: true and stages both say what the stages are: give one"),

@@ -53,20 +53,22 @@ class SwiftInfoNCEConfig(LossConfig):
 class SwiftPairsConfig(LossConfig):
     """Base of ms-swift's losses over pairs: each query with every passage of its group."""
 
+    labels: Literal["relevance", "scores"] = "relevance"
+    """``relevance``: 1 of the positive and 0 of hard negatives; ``scores``: those of the data (`label` of ms-swift's
+    rows, `pos_scores`), which every passage must have: on the scale of a cosine for ``cosine_similarity``, from 0 to 1
+    for ``contrastive``, 0 or 1 for ``online_contrastive``."""
+
     def build(self, context: BuildContext) -> SwiftPairs:
         """The loss; it has no parameters. Raises PluginError without a fit ms-swift."""
         from embed_qwen.losses.swift_pairs import SwiftPairs
 
-        return SwiftPairs(self.kind.removeprefix("swift-").replace("-", "_"), getattr(self, "labels", "relevance"))
+        return SwiftPairs(self.kind.removeprefix("swift-").replace("-", "_"), self.labels)
 
 
 class SwiftCosineSimilarityConfig(SwiftPairsConfig):
     """ms-swift's ``cosine_similarity``: the squared difference between a pair's cosine and its label, averaged."""
 
     kind: Literal["swift-cosine-similarity"] = "swift-cosine-similarity"
-    labels: Literal["relevance", "scores"] = "relevance"
-    """What a cosine should be: ``relevance``, 1 of the positive and 0 of hard negatives; ``scores``, the teacher's
-    scores of the data, which every passage must have, on the scale of a cosine."""
 
 
 class SwiftContrastiveConfig(SwiftPairsConfig):

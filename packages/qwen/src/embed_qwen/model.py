@@ -19,7 +19,7 @@ from embed_core.prompts import Prompt
 from embed_core.text import TextTokenizer, TokenizesTexts
 from embed_core.types import Embeddings, Role, ScoreWeights
 from embed_qwen.model_config import Qwen3EmbeddingConfig
-from embed_qwen.prompts import QUERY_FORMAT
+from embed_qwen.prompts import QueryPrompt
 
 
 class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
@@ -44,7 +44,7 @@ class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
         _check_fit(config, encoder, tokenizer)
         # What is too long loses words from its end; the instruction before them and the token behind them stay.
         tokenizer.truncation_side = "right"
-        prompts: dict[Role, Prompt] = {"query": Prompt(config.instruction, QUERY_FORMAT), "passage": Prompt()}
+        prompts: dict[Role, Prompt] = {"query": QueryPrompt(config.instruction), "passage": Prompt()}
         limits: dict[Role, int] = {"query": config.query_max_length, "passage": config.passage_max_length}
         self._text = TextTokenizer(tokenizer, limits, prompts, config.pad_to_multiple_of)
 
@@ -82,7 +82,7 @@ def _check_fit(config: Qwen3EmbeddingConfig, encoder: Any, tokenizer: Any) -> No
             f"the tokenizer has {len(tokenizer)} ids, the model {config.name_or_path!r} embeddings for {rows}: "
             "use the tokenizer that was saved with the model"
         )
-    bare = len(tokenizer.backend_tokenizer.encode(Prompt(config.instruction, QUERY_FORMAT).apply("")).ids)
+    bare = len(tokenizer.backend_tokenizer.encode(QueryPrompt(config.instruction).apply("")).ids)
     if bare >= config.query_max_length:
         raise ConfigError(
             f"query_max_length {config.query_max_length} leaves no room for a question: the instruction "

@@ -2,11 +2,35 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
+from embed_core.prompts import Prompt
+
 QUERY_FORMAT = "Instruct: {}\nQuery:{}"
 """No space after the colon: with one, the tokens are others than those that the model was trained with."""
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 """The instruction that Qwen's own directories carry."""
 _BEFORE, _AFTER = "Instruct: ", "\nQuery:"
+
+
+@dataclass(frozen=True, slots=True)
+class QueryPrompt(Prompt):
+    """An instruction before a query, once: ms-swift's rows have it in the user's text or in a system message."""
+
+    format: str = QUERY_FORMAT
+
+    def apply(self, text: str, instruction: str | None = None) -> str:
+        """``text`` with the instruction, which may be in the official form itself; a text that is stays as it is."""
+        if text.startswith(_BEFORE) and _AFTER in text:
+            return text
+        chosen = self.instruction if instruction is None else instruction
+        return Prompt(bare(chosen), self.format).apply(text) if chosen else text
+
+
+def bare(instruction: str) -> str:
+    """The task of an instruction in the official form; any other as it is."""
+    task = instruction_of(instruction.rstrip())
+    return task or instruction
 
 
 def instruction_of(prefix: str) -> str | None:

@@ -104,7 +104,8 @@ class QwenRecipe(Recipe):
     """Of qwen3: whether a query has its own hard negatives or all of the batch's; None = the batch's, and its own in
     the stages of the curriculum that have any."""
     labels: Literal["relevance", "scores"] | None = None
-    """Of cosine_similarity: what a cosine should be, 1 or 0, or the teacher's scores; None = 1 or 0."""
+    """Of cosine_similarity, contrastive and online_contrastive: what a pair is, 1 or 0 by its place in the row
+    (`relevance`), or what the data says (`scores`: ms-swift's `label`, a teacher's scores); None = by its place."""
     negatives: int | None = Field(default=None, ge=0)
     """Hard negatives drawn per row without a curriculum; None = 7."""
 

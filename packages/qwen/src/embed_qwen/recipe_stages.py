@@ -107,7 +107,7 @@ def _paced(
 def loss_of(loss_type: LossType, temperature: float | None, options: Mapping[str, Any]) -> dict[str, Any]:
     """The loss with ms-swift's ``infonce_*`` options, those that are given. Raises ValueError for one it does not have.
 
-    ``options``: by the recipe's keys; ``hard_negatives`` is qwen3's, ``labels`` cosine_similarity's.
+    ``options``: by the recipe's keys; ``hard_negatives`` is qwen3's, ``labels`` of the losses over pairs.
     """
     given = {key: value for key, value in options.items() if value is not None}
     if loss_type == "qwen3":
@@ -116,7 +116,7 @@ def loss_of(loss_type: LossType, temperature: float | None, options: Mapping[str
         loss = _known(loss_type, given, lambda key: key.startswith(_PREFIX))
         loss = {key.removeprefix(_PREFIX): value for key, value in loss.items()}
     else:
-        loss = _known(loss_type, given, lambda key: key == "labels" and loss_type == "cosine_similarity")
+        loss = _known(loss_type, given, lambda key: key == "labels")
         if temperature is not None:
             raise ValueError(f"temperature: {temperature} is no option of loss_type {loss_type!r}: leave it out")
         temperature = None
@@ -148,5 +148,5 @@ def _where(key: str) -> str:
     if key == "hard_negatives":
         return ", or use loss_type qwen3"
     if key == "labels":
-        return ", or use loss_type cosine_similarity"
+        return ", or use loss_type cosine_similarity, contrastive or online_contrastive"
     return ", or use loss_type infonce" + (" or qwen3" if key != "infonce_hard_negatives" else "")

@@ -18,22 +18,52 @@ if TYPE_CHECKING:
 class SwiftPairs(nn.Module):
     """``swift.loss.loss_map[name]`` over the pairs of each query with the passages of its group.
 
-    Metrics: ``loss``; ``positives``, the share of pairs that are positives. Where it is 1 nothing keeps texts apart,
-    and in time all vectors are the same.
+    Metrics: ``loss``; ``positives``, the share of pairs that are positives (labelled above a half). Where it is 1
+    nothing keeps texts apart, and in time all vectors are the same.
     """
 
     def __init__(self, name: str, labels: Literal["relevance", "scores"] = "relevance") -> None:
         super().__init__()
-        self.labels = labels
+        self.name, self.labels = name, labels
         self._loss = swift.loss(name)
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """ms-swift's value. Raises ConfigError without dense vectors, or without the scores that it is to learn."""
+        """ms-swift's value. Raises ConfigError without dense vectors, without the scores that it is to learn, for
+        scores that are no labels of this loss, and for a pair labelled as none that would be taken for one."""
         query_BD, passage_PD = layout.dense(batch)
         relevance_P = layout.positive_labels(targets)
-        labels_P = relevance_P if self.labels == "relevance" else _scores(targets)
+        if self.labels == "relevance":
+            _check_relevance(targets)
+            labels_P = relevance_P
+        else:
+            labels_P = _scores(targets)
+            self._check_scores(labels_P, targets.step)
         loss = self._loss(layout.pairs(query_BD, passage_PD, targets), labels_P)
-        return LossOutput(loss, {"loss": loss.detach(), "positives": relevance_P.mean()})
+        return LossOutput(loss, {"loss": loss.detach(), "positives": labels_P.gt(0.5).float().mean()})
+
+    def _check_scores(self, labels_P: Tensor, step: int) -> None:
+        """ms-swift would leave pairs out, or push and pull with negative weights."""
+        if self.name == "cosine_similarity":
+            return
+        graded = self.name == "contrastive"
+        odd_P = (labels_P < 0) | (labels_P > 1) if graded else (labels_P != 0) & (labels_P != 1)
+        if bool(odd_P.any()):
+            raise ConfigError(
+                f"loss.labels: 'scores' of {self.name} are {'from 0 to 1' if graded else '0 or 1'}, and the batch of "
+                f"step {step + 1} has {float(labels_P[odd_P][0]):g}: use cosine_similarity, or 'relevance'"
+            )
+
+
+def _check_relevance(targets: Targets) -> None:
+    """ms-swift's rows may say of a pair that it is none: `label: 0`."""
+    if targets.scores_P is None:
+        return
+    none = int((targets.scores_P[targets.positive_columns_B] == 0).sum())
+    if none:
+        raise ConfigError(
+            f"loss.labels: 'relevance' would pull together {none} pairs of the batch of step {targets.step + 1} that "
+            "are labelled 0: use 'scores'"
+        )
 
 
 def _scores(targets: Targets) -> Tensor:
