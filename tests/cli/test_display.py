@@ -115,6 +115,16 @@ def test_plain_lines_to_the_letter() -> None:
     assert stream.flushed >= 6
 
 
+def test_the_loss_is_not_its_own_term() -> None:
+    """Losses name what they return; where another term has that name, it is shown."""
+    display, stream, _ = _plain(0)
+    display.embed_step_ended(_step(1, metrics={"loss": 2.31414, "accuracy": 0.5}))
+    display.embed_step_ended(_step(2, metrics={"loss": 1.5}))
+    same, other = stream.getvalue().splitlines()
+    assert same.startswith("step 1/300  loss 2.3141  accuracy 0.5000  ")
+    assert other.startswith("step 2/300  loss 2.3141  loss 1.5000  ")
+
+
 def test_lines_of_a_run_with_phases_name_the_phase() -> None:
     display, stream, _ = _plain()
     display.embed_step_ended(_step(1, phase="stage-2-easier"))

@@ -154,7 +154,7 @@ def test_rows_made_with_the_model_before_them(hello_run: Any, tmp_path: Path) ->
         ("second", tmp_path / "run/phases/second", False),
         ("made", tmp_path / "run/phases/made", True),
     ]
-    assert [event.total_steps for event in seen.steps] == [6, 6, 6, 6, 6, 7, 7]
+    assert [event.total_steps for event in seen.steps] == [7] * 7
 
 
 class Stop(BaseException):

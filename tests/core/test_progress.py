@@ -32,6 +32,8 @@ def test_first_last_and_one_in_ten_seconds() -> None:
         lines.embed_step_ended(event=replace(EVENT, step=step))
     assert [line.split()[1] for line in said] == ["1/9", "4/9", "9/9"]
     assert said[0] == "step 1/9  loss 0.2500  dense 0.5000  16 rows/s"
+    lines.embed_step_ended(event=replace(EVENT, step=9, metrics={"loss": EVENT.loss, "accuracy": 0.5}))
+    assert said[-1] == "step 9/9  loss 0.2500  accuracy 0.5000  16 rows/s"
 
 
 def test_every_evaluation_and_rank_0_only() -> None:

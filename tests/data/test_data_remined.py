@@ -151,6 +151,22 @@ def test_answers_are_read_where_they_are_named(remined: Remined, tmp_path: Path)
     assert sorted(told.neg) == [f"of riv0{n}word and others" for n in range(9) if n != 7]
 
 
+@pytest.mark.parametrize("kind", ["file", "mix"])
+def test_answers_of_the_run_s_own_rows_are_known(remined: Remined, tmp_path: Path, kind: str) -> None:
+    """Without an `inner` the rows are the run's, and so are their answers."""
+    write(tmp_path / "corpus.jsonl", [{"text": f"of riv0{n}word and others"} for n in range(9)])
+    path = str(remined.rows)
+    data: Any = {"kind": "file", "path": path} if kind == "file" else {"kind": "mix", "datasets": [{"data_path": path}]}
+    registry = remined.context.registry
+    run_data = registry.get("dataset", kind).model_validate(data, context={"registry": registry})
+    context = replace(remined.context, cache_dir=tmp_path / "cache", data=run_data)
+    context.dataset_factory = lambda: run_data.build(context)
+    dataset = remined.kind(corpus=str(tmp_path / "corpus.jsonl")).build(context)
+    assert "answers are not known" not in remined.said[-2]
+    row = next(row for row in map(dataset.row, range(len(dataset))) if row.query == ROWS[0]["query"])
+    assert sorted(row.neg) == [f"of riv0{n}word and others" for n in range(9) if n != 7]
+
+
 def test_a_resume_mines_nothing(remined: Remined) -> None:
     first = remined(ranks=[2, 9], negatives=3)
     rows = [first.row(number) for number in range(len(first))]

@@ -219,7 +219,7 @@ def phase_fields(event: StepEvent) -> list[str]:
 
 def loss_fields(event: StepEvent) -> list[str]:
     """The loss and its terms."""
-    return [f"loss {event.loss:.4f}", *(f"{term} {value:.4f}" for term, value in event.metrics.items())]
+    return [f"loss {event.loss:.4f}", *(f"{term} {value:.4f}" for term, value in event.terms.items())]
 
 
 def speed_fields(event: StepEvent, recent: Recent) -> list[str]:

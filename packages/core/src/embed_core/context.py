@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING
 from embed_core.protocols import Announce, Dataset, Encoder, Model
 
 if TYPE_CHECKING:
+    from embed_core.config.base import DatasetConfig
     from embed_core.registry import Registry
 
 
@@ -36,6 +37,8 @@ class BuildContext:
     cache_dir: Path = field(default_factory=cache_root)
     announce: Announce = print
     """One line for the user, shown by rank 0 only."""
+    data: DatasetConfig | None = None
+    """Config of the run's training dataset; ``None`` where the caller gave the dataset itself."""
     dataset_factory: Callable[[], Dataset] | None = None
     barrier: Callable[[], None] = lambda: None
     """Waits for all ranks."""

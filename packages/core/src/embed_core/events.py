@@ -15,7 +15,7 @@ class StepEvent:
     step: int
     """Optimizer steps done, this one included."""
     total_steps: int
-    """Of the run, as far as they are known: a phase whose data the phases before it make counts one step."""
+    """Of the run; a phase whose data the phases before it make counts as if it had the run's own."""
     epoch: float
     loss: float
     metrics: Mapping[str, float]
@@ -40,6 +40,11 @@ class StepEvent:
     ``None`` where the model's cost is not known."""
     peak_flops: float | None = None
     """What the devices of all ranks can do per second in the run's precision; ``None`` where that is not known."""
+
+    @property
+    def terms(self) -> dict[str, float]:
+        """What is shown beside the loss: its terms, without the one that is the loss itself."""
+        return {name: value for name, value in self.metrics.items() if name != "loss" or value != self.loss}
 
     @property
     def mfu(self) -> float | None:

@@ -34,7 +34,7 @@ class ProgressLines:
             self._shown = now
             speed = f"{rate(event.rows, event.seconds):,.0f} rows/s"
             step = f"step {event.step}/{event.total_steps}{phase}"
-            self._announce(f"{step}  loss {event.loss:.4f}  {_values(event.metrics)}  {speed}")
+            self._announce(f"{step}  loss {event.loss:.4f}  {_values(event.terms)}  {speed}")
 
 
 def _values(values: Mapping[str, float]) -> str:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from hashlib import blake2b
 from pathlib import Path
@@ -14,7 +15,7 @@ from embed_core.config.base import resolved_path
 from embed_core.datasets.jsonl import JsonlFile
 from embed_core.datasets.whole_rows import ChangedRows, HasRows, with_rows
 from embed_core.embeddings import to_float32
-from embed_core.errors import ConfigError, DataError
+from embed_core.errors import ConfigError, EmbedError
 from embed_core.identity import identity
 from embed_core.types import Embeddings
 from embed_data.mining.collection import Collection
@@ -44,7 +45,7 @@ def remined(config: ReminedConfig, context: BuildContext) -> ReminedRows:
     """The dataset; mines what is not in ``context.phase_dir``. Raises ConfigError and DataError, on every rank."""
     folder = _folder(context)
     inner = with_rows(context.dataset() if config.inner is None else config.inner.build(context), WHO)
-    answers = _answers(config)
+    answers = _answers(config, context)
     target = folder / f"{WHO}-{_key(config, inner, answers)}.jsonl"
     there = target.exists()
     context.barrier()  # all have looked before one writes
@@ -230,20 +231,29 @@ def _folder(context: BuildContext) -> Path:
     return context.phase_dir
 
 
-def _answers(config: ReminedConfig) -> dict[int, tuple[str, ...]]:
-    """Of every query, from the rows that are named, or from those that ``inner`` reads where they are of a format that
-    mining knows."""
+def _answers(config: ReminedConfig, context: BuildContext) -> dict[int, tuple[str, ...]]:
+    """Of every query, from the rows that are named, or from those of the dataset where they are of a format that mining
+    knows."""
     if config.answers is not None:
         return _read_answers(resolved_path(config.answers))
-    inner: Any = config.inner
-    while inner is not None and not isinstance(getattr(inner, "path", None), str):
-        inner = getattr(inner, "inner", None)
-    if inner is None or not resolved_path(inner.path).exists():
-        return {}
-    try:
-        return _read_answers(resolved_path(inner.path))
-    except DataError:  # rows of another format: nobody said that they have answers
-        return {}
+    found: dict[int, tuple[str, ...]] = {}
+    for path in _paths(context.data if config.inner is None else config.inner):
+        with suppress(EmbedError):  # rows of another format: nobody said that they have answers
+            for key, answers in _read_answers(resolved_path(path)).items():
+                found[key] = tuple(dict.fromkeys([*found.get(key, ()), *answers]))
+    return found
+
+
+def _paths(data: Any) -> Iterator[str]:
+    """Files and folders that a dataset's config reads, those of what it wraps or mixes included."""
+    while data is not None:
+        for name in ("path", "data_path"):
+            if isinstance(getattr(data, name, None), str):
+                yield getattr(data, name)
+        for source in getattr(data, "datasets", ()):
+            yield from _paths(source)
+            yield from _paths(getattr(source, "data", None))
+        data = getattr(data, "inner", None)
 
 
 def _read_answers(path: Path) -> dict[int, tuple[str, ...]]:

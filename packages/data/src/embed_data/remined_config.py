@@ -28,7 +28,8 @@ class ReminedConfig(DatasetConfig):
     """Where negatives come from: a JSONL of `text`, or a BEIR folder; None = the positives of all rows."""
     answers: str | None = None
     """Rows with the `answers` to the queries (JSONL, a folder of such files, a BEIR folder): texts that hold one are no
-    negatives. None = where `inner` is read from such rows, those; else answers are not known, and a line says so."""
+    negatives. None = where the rows themselves are read from such files, those; else answers are not known, and a line
+    says so."""
     negatives: int = Field(default=20, gt=0)
     """Negatives per row, at most."""
     ranks: tuple[int, int] = (1, 100)

@@ -23,6 +23,7 @@ def build_context(
         device=ranks.device,
         announce=announce,
         barrier=ranks.barrier,
+        data=config.data if dataset is None else None,
     )
     data = config.data
     context.dataset_factory = lambda: data.build(context) if dataset is None else data.around(dataset, context)

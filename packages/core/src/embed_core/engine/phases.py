@@ -70,8 +70,14 @@ class Phases:
 
     def total_steps(self, before: int, number: int) -> int:
         """Steps of the run, of which ``before`` were done before phase ``number``. A phase that cannot be built yet
-        counts one: more is not known of it."""
-        return before + sum(self._steps.get(later, 1) for later in range(number, len(self)))
+        counts as if it had as many rows as the run's own dataset."""
+        later = range(number, len(self))
+        return before + sum(self._steps[n] if n in self._steps else self._expected(n) for n in later)
+
+    def _expected(self, number: int) -> int:
+        train, rows = self.configs[number].train, len(self.context.dataset())
+        draws = rows // self.configs[number].sampler.batch_size
+        return train.max_steps or max(1, int(train.epochs * draws / train.gradient_accumulation_steps))
 
     def _build(self, number: int) -> None:
         config, context = self.configs[number], self.context_of(number)
