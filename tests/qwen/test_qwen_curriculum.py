@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -10,6 +12,8 @@ from embed_core.config import load
 from embed_core.config.document import Document, overrides
 from embed_core.config.load import plain
 from embed_core.config.run import RunConfig
+from embed_core.engine.parts import Parts
+from embed_core.engine.ranks import Ranks
 from embed_core.errors import ConfigError
 from embed_core.plugins import activate
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler
@@ -150,6 +154,25 @@ def test_what_is_refused(stages: list[Any], part: str) -> None:
     with pytest.raises(ConfigError) as caught:
         resolved(stages=stages)
     assert part in str(caught.value)
+
+
+def test_the_batches_of_a_stage_can_be_looked_at(tmp_path: Path) -> None:
+    """As `embed explain`, `plan` and `prove` do, outside of a run: its rows are those of the run's data."""
+    lines = [{"query": f"q {n}", "pos": [f"p {n}"], "neg": [f"n {n}.{k}" for k in range(4)]} for n in range(6)]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    stages = [
+        {"negatives": "in-batch"},
+        {"difficulty": {"by": "share", "band": [0.5, 1]}, "negatives": 2},
+        {"remine": True},
+    ]
+    run = resolved(f"data.path={tmp_path / 'rows.jsonl'}", batch_size=3, stages=stages)
+    _, registry = activate(["qwen"])
+    names, ranks = [phase.name for phase in run.phases], Ranks(0, 1, 0, "cpu")
+    for name, wanted in zip(names[:2], ([], ["2", "3"]), strict=True):
+        for example in Parts(run.only(name), registry, ranks).batches.examples(0):
+            assert sorted(text[-1] for text in example.passages[1:]) == wanted
+    with pytest.raises(ConfigError, match="its rows are made with the model of the phases before it"):
+        Parts(run.only(names[2]), registry, ranks)
 
 
 def test_a_curriculum_holds_no_other() -> None:

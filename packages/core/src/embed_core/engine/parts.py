@@ -39,8 +39,11 @@ class Parts:
                 f"phase {config.phases[0].name!r}: its rows are made with the model of the phases before it, during "
                 "the run: look at another phase"
             )
-        self.dataset = self._context.dataset() if own is None else own.build(self._context)
-        self.sampler = self.config.sampler.build(self._context, self.dataset)
+        self.dataset = self._context.dataset()
+        in_phase = replace(self._context, phase=config.phases[0].name if config.phases else "")
+        if own is not None:
+            self.dataset = own.build(in_phase)
+        self.sampler = self.config.sampler.build(in_phase, self.dataset)
         self._built: Any = None
         self.batches = Batches(self.config, self.dataset, self.sampler)
 
