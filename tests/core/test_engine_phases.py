@@ -20,6 +20,7 @@ from embed_core.hookspecs import hookimpl
 from embed_core.samplers.config import ShuffledConfig
 from embed_core.testing.datasets import RowsDataset
 from embed_core.types import Batch, LossOutput, Targets
+from embed_hello.config import HelloModelConfig
 
 ALL_ROWS = [(f"question {n}", [f"answer {n} of many"], []) for n in range(24)]
 
@@ -240,6 +241,40 @@ def test_what_a_phase_leaves_out_is_the_runs() -> None:
     assert (config.in_phase(1).data, config.in_phase(1).phases) == ("data", ())
     free = RunConfig.model_construct(train=TrainConfig(), phases=(phase,))
     assert free.in_phase(0).train.max_steps == 20
+
+
+def test_a_phase_reads_texts_as_its_own_model_says(hello_run: Any, tmp_path: Path) -> None:
+    """The first phase sees less of each text; the second goes on from its weights with the run's own limit."""
+    short = HelloModelConfig(buckets=64, width=8, dimension=8, max_characters=9)
+    first = PhaseConfig(name="first", model=short, train=train(max_steps=2))
+    both = hello_run(*SAME, parts={"phases": (first, TWO[1])}, out="both")
+    hello_run(*SAME, "train.max_steps=2", "model.max_characters=9", out="short")
+    hello_run(*SAME, "train.max_steps=2", out="long")
+    left = weights(tmp_path / "both/phases/first/model")
+    assert_equal(left, weights(tmp_path / "short/model"))
+    assert any(not torch.equal(v, left[name]) for name, v in weights(tmp_path / "long/model").items())
+    assert both.result is not None
+    assert both.result.model.max_characters == 512
+
+
+def test_a_phase_s_model_has_the_weights_of_the_run_s(hello_run: Any) -> None:
+    wider = HelloModelConfig(buckets=64, width=16, dimension=8)
+    message = r"the model of a phase has another \S+ than that of the phase before: `model` of a phase says how texts"
+    with pytest.raises(ConfigError, match=message):
+        hello_run(*SAME, parts={"phases": (TWO[0], PhaseConfig(name="wider", model=wider))})
+
+
+def test_what_building_a_model_says_is_said_once(hello_run: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A later phase takes the weights over: that its model started anew would not be true."""
+    build = HelloModelConfig.build
+
+    def announced(self: HelloModelConfig, context: Any) -> Any:
+        context.announce("weights: new")
+        return build(self, context)
+
+    monkeypatch.setattr(HelloModelConfig, "build", announced)
+    seen = hello_run(*SAME, parts={"phases": TWO})
+    assert seen.lines.count("weights: new") == 1
 
 
 def test_evaluations_are_of_the_runs_own_data_in_every_phase(hello_run: Any) -> None:

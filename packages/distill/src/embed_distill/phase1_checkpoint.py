@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -13,6 +13,31 @@ from embed_distill.recipe_sections import ModelSection, PathsSection, TrainingSe
 from embed_distill.widths import dense_width
 
 PHASE = "phase1"
+
+
+class Placed(NamedTuple):
+    """Where a run's files go, and what it starts from."""
+
+    experiment: str
+    checkpoint: Path | None
+    """With ``skip_phase1``: the model directory that phase 1 left."""
+
+
+def placed(model: ModelSection, paths: PathsSection, training: TrainingSection, config_name: str) -> Placed:
+    """The experiment of a config of that name. Raises ValueError as :func:`find_phase1` does, and where the place for
+    its artifacts is taken: before anything is read, not after the teacher's vectors have been computed."""
+    name, checkpoint = experiment_name(model, config_name), None
+    if training.skip_phase1:
+        checkpoint = find_phase1(model, paths, training, config_name)
+        if phase1_experiment(checkpoint, paths, name):
+            name += "-phase2"
+    taken = paths.artifacts_dir / name
+    if training.save_to_artifacts and taken.expanduser().exists():
+        raise ValueError(
+            f"save_to_artifacts: {str(taken)!r} exists: move it away, or choose another paths.artifacts_dir; nothing "
+            "was overwritten"
+        )
+    return Placed(name, checkpoint)
 
 
 def find_phase1(model: ModelSection, paths: PathsSection, training: TrainingSection, config_name: str) -> Path:

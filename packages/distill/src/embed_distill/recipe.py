@@ -8,7 +8,15 @@ from typing import Any, ClassVar
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
 from embed_core.config.base import Recipe
-from embed_distill.recipe_sections import ModelSection, PathsSection, Phase1Section, Phase2Section, TrainingSection
+from embed_core.scratch import FROM_SCRATCH
+from embed_distill.recipe_sections import (
+    SCRATCH_LENGTH,
+    ModelSection,
+    PathsSection,
+    Phase1Section,
+    Phase2Section,
+    TrainingSection,
+)
 
 CONFIGS = Path(__file__).parent / "configs"
 
@@ -58,14 +66,28 @@ class DistillRecipe(Recipe):
             )
         return model
 
+    @field_validator("phase2")
+    @classmethod
+    def _one_length_from_scratch(cls, phase2: Phase2Section, info: ValidationInfo) -> Phase2Section:
+        model, phase1 = info.data.get("model"), info.data.get("phase1")
+        if model is None or phase1 is None or model.student != FROM_SCRATCH:
+            return phase2
+        first, second = (phase.max_length or SCRATCH_LENGTH for phase in (phase1, phase2))
+        if first != second:
+            raise ValueError(
+                f"phase1.max_length {first} and phase2.max_length {second}: a student from scratch has one length, "
+                "which its tokenizer is trained for: give both phases the same"
+            )
+        return phase2
+
     @field_validator("training")
     @classmethod
-    def _phase_1_is_there(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
-        """With ``skip_phase1``, at once and not after the data have been read."""
-        if training.skip_phase1 and {"model", "paths"} <= info.data.keys():
-            from embed_distill.phase1_checkpoint import find_phase1
+    def _places_are_as_they_must_be(cls, training: TrainingSection, info: ValidationInfo) -> TrainingSection:
+        """Phase 1's model is there and the place for artifacts is not: at once, not after the data have been read."""
+        if {"model", "paths"} <= info.data.keys():
+            from embed_distill.phase1_checkpoint import placed
 
-            find_phase1(info.data["model"], info.data["paths"], training, config_name(info.context))
+            placed(info.data["model"], info.data["paths"], training, config_name(info.context))
         return training
 
     def model_post_init(self, context: Any) -> None:

@@ -13,9 +13,8 @@ from typing import TYPE_CHECKING, Any
 from embed_core.config.document import lay_over
 from embed_core.scratch import FROM_SCRATCH
 from embed_distill.embedded import embedded_student, embedded_teacher
-from embed_distill.experiment import experiment_name
-from embed_distill.phase1_checkpoint import PHASE, find_phase1, phase1_experiment
-from embed_distill.recipe_sections import PYDOCS, Phase1Section, Phase2Section
+from embed_distill.phase1_checkpoint import PHASE, placed
+from embed_distill.recipe_sections import PYDOCS, SCRATCH_LENGTH, Phase1Section, Phase2Section
 
 if TYPE_CHECKING:
     from embed_distill.recipe import DistillRecipe
@@ -32,12 +31,7 @@ class Compiler:
         self.model, self.phase1, self.phase2 = recipe.model, recipe.phase1, recipe.phase2
         self.training, self.paths = recipe.training, recipe.paths
         self.scratch = self.model.student == FROM_SCRATCH
-        self.experiment = experiment_name(self.model, config_name)
-        self.checkpoint: Path | None = None
-        if self.training.skip_phase1:
-            self.checkpoint = find_phase1(self.model, self.paths, self.training, config_name)
-            if phase1_experiment(self.checkpoint, self.paths, self.experiment):
-                self.experiment += "-phase2"
+        self.experiment, self.checkpoint = placed(self.model, self.paths, self.training, config_name)
 
     def run(self) -> dict[str, Any]:
         """The whole ``RunConfig``."""
@@ -49,12 +43,15 @@ class Compiler:
             "loss": self._loss(self._phase1_terms()),
             "train": self._train(self.phase1, self._most_texts()),
         }  # fmt: skip
+        last: Phase1Section | Phase2Section = self.phase1 if self.training.skip_phase2 else self.phase2
+        if self._longest(self.phase1) != self._longest(last):
+            first["model"] = self._student(self.phase1)
         phases = [] if self.training.skip_phase1 else [first]
         phases += [] if self.training.skip_phase2 else [{"name": "phase2"}]
         return {
             "name": self.experiment,
             "output_dir": str(self.paths.output_dir / self.experiment),
-            "model": self._student(),
+            "model": self._student(last),
             "data": self._taught(self.rows()) if self.phase2.mse_weight else self.rows(),
             "sampler": {"kind": "no-duplicates", "batch_size": self.phase2.batch_size * self.world_size},
             "loss": self._loss(self._phase2_terms()),
@@ -116,10 +113,11 @@ class Compiler:
         return phase.batch_size or (128 if self.scratch else 64)
 
     def _longest(self, phase: Phase1Section | Phase2Section) -> int:
-        return phase.max_length or (192 if self.scratch else 512)
+        return phase.max_length or (SCRATCH_LENGTH if self.scratch else 512)
 
-    def _student(self) -> dict[str, Any]:
-        longest = max(self._longest(self.phase1), self._longest(self.phase2))
+    def _student(self, phase: Phase1Section | Phase2Section) -> dict[str, Any]:
+        """As it reads texts in ``phase``."""
+        longest = self._longest(phase)
         student: dict[str, Any] = {
             "kind": "transformers-encoder",
             "name_or_path": self.model.student if self.checkpoint is None else str(self.checkpoint),

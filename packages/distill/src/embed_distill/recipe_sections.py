@@ -14,6 +14,8 @@ from embed_distill.widths import dense_width
 PYDOCS = "pydocs"
 SCRATCH_TEACHER_DIM, SCRATCH_STUDENT_DIM = 128, 48
 """Of the embedded teacher and student, unless said otherwise."""
+SCRATCH_LENGTH = 192
+"""Tokens of a text for a student from scratch, unless said otherwise."""
 
 
 class ModelSection(Section):
@@ -90,6 +92,24 @@ class ModelSection(Section):
         if width and any(dim > width for dim in dims):
             raise ValueError(f"mrl_dims {list(dims)}: the student's vectors have {width} values: name smaller ones")
         return dims
+
+    @field_validator("mrl_teacher")
+    @classmethod
+    def _may_be_cut(cls, way: str, info: ValidationInfo) -> str:
+        if way != "first":
+            return way
+        if info.data.get("use_projection"):
+            raise ValueError(
+                "mrl_teacher 'first' with use_projection: a projected vector is compared with the whole of the "
+                "teacher's; set model.use_projection to false, or leave mrl_teacher out"
+            )
+        teacher, student = info.data.get("teacher_dim"), info.data.get("student_dim")
+        if teacher and student and teacher < student:
+            raise ValueError(
+                f"mrl_teacher 'first': the teacher's {teacher} values cannot be cut to the student's {student}: use "
+                "'similarity', which needs no common width"
+            )
+        return way
 
     @field_validator("router")
     @classmethod

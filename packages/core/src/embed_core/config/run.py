@@ -123,12 +123,15 @@ class TrackingConfig(Section):
 
 
 class PhaseConfig(Section):
-    """A part of a run with data, batches, a loss or a pace of its own. It starts from the weights that the phase before
-    left, with a new optimizer and a new schedule. What it leaves out is the run's, key by key in ``train``; a
+    """A part of a run with data, batches, a loss or a pace of its own, or of texts cut elsewhere. It starts from the
+    weights that the phase before left, with a new optimizer and a new schedule. What it leaves out is the run's, key by key in ``train``; a
     ``max_steps`` of the run limits each phase."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names it in the display, and its folder below ``phases/`` in the output directory."""
+    model: ModelConfig | None = None
+    """The run's model as it reads texts in this phase: other lengths, other prompts. Its weights must have the same
+    names and shapes."""
     data: DatasetConfig | None = None
     sampler: SamplerConfig | None = None
     loss: LossConfig | None = None
@@ -188,7 +191,7 @@ class RunConfig(Section):
         if not self.phases:
             return self
         phase = self.phases[number]
-        own = {key: value for key in ("data", "sampler", "loss") if (value := getattr(phase, key)) is not None}
+        own = {key: value for key in ("model", "data", "sampler", "loss") if (value := getattr(phase, key)) is not None}
         train = self.train if phase.train is None else _merged(self.train, phase.train)
         steps = [one.max_steps for one in (self.train, train) if one.max_steps is not None]
         train = train.model_copy(update={"max_steps": min(steps, default=None)})

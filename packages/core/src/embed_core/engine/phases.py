@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 import gc
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -90,24 +90,34 @@ class Phases:
 class Weights:
     """Builds the model of each phase."""
 
-    def __init__(self, config: RunConfig, given: Model | None, phases: int) -> None:
-        """``given`` is a model that the caller built, in place of ``config.model``'s. It serves the last phase itself,
-        so that the caller has the trained model in hand."""
-        self.config, self.given, self.phases = config, given, phases
+    def __init__(self, configs: Sequence[RunConfig], given: Model | None) -> None:
+        """``configs`` are the phases'. ``given`` is a model that the caller built, in place of theirs. It serves the
+        last phase itself, so that the caller has the trained model in hand."""
+        self.configs, self.given = configs, given
 
     def build(self, context: BuildContext, number: int) -> Model:
         """The model of phase ``number`` as it is at the run's start."""
         if self.given is None:
-            seed_everything(self.config.seed)
-            return self.config.model.build(context)
-        return self.given if number == self.phases - 1 else copy.deepcopy(self.given)
+            seed_everything(self.configs[number].seed)
+            return self.configs[number].model.build(context)
+        return self.given if number == len(self.configs) - 1 else copy.deepcopy(self.given)
 
 
 def load(model: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Rank 0's ``state`` (:func:`embed_core.engine.sharding.full_state`) into ``model``, on CPU, of every rank."""
+    """Rank 0's ``state`` (:func:`embed_core.engine.sharding.full_state`) into ``model``, on CPU, of every rank.
+
+    Raises ConfigError, on every rank, where the model of a phase has other weights than that of the phase before.
+    """
     persistent = model.state_dict(keep_vars=True)
     names: dict[str, Tensor] = dict(model.named_parameters())
     names |= {name: value for name, value in model.named_buffers() if name in persistent}
+    if ranks.rank == 0:
+        other = next((name for name, t in names.items() if name not in state or state[name].shape != t.shape), None)
+    if (name := ranks.broadcast(other if ranks.rank == 0 else None)) is not None:
+        raise ConfigError(
+            f"phases: the model of a phase has another {name} than that of the phase before: `model` of a phase says "
+            "how texts are read (lengths, prompts); leave out what changes its weights"
+        )
     with torch.no_grad():
         for name, target in names.items():
             value = state[name].to(target.dtype) if ranks.rank == 0 else torch.empty_like(target)

@@ -130,7 +130,7 @@ class _Session:
         held_out = context.dataset()
         evaluators = tuple(e.build(context, held_out) for e in self.config.evaluation)
         self.phases.build_ahead(first)
-        self.models = Weights(self.config, self.options.model, len(self.phases))
+        self.models = Weights(self.phases.configs, self.options.model)
         checkpointer = self.config.checkpoint.build(context)
         weights: Mapping[str, Tensor] | None = None
         last = len(self.phases) - 1
@@ -150,7 +150,8 @@ class _Session:
         """The parts of a phase, with the ``weights`` that the one before left."""
         dataset, sampler = self.phases.data(number)
         context = self.phases.context_of(number)
-        model = self.models.build(context, number)
+        # What building it says was said at the first phase; of a new start nothing is left once weights are passed on.
+        model = self.models.build(context if weights is None else replace(context, announce=_silent), number)
         module: Any = model
         if weights is not None:
             load(module, weights, self.ranks)
@@ -379,6 +380,10 @@ class _Session:
             raise next((c for c in classes if c.__name__ == kind), CheckpointError)(message)
         answered: T = result
         return answered
+
+
+def _silent(line: str) -> None:
+    """An ``Announce`` that says nothing."""
 
 
 def _versions() -> dict[str, str]:
