@@ -172,8 +172,10 @@ def test_artifacts_are_never_written_over(
 ) -> None:
     taken = tmp_path / "artifacts" / f"distilled-student-{TEACHER_DIM}d-production"
     taken.mkdir(parents=True)
-    code, _, err = embed("run", "--plugin", "distill", "--sanity", *local(models), "--config", "production")
+    code, out, err = embed("run", "--plugin", "distill", "--sanity", *local(models), "--config", "production")
     assert code == 2
+    assert (out, err.count("\n")) == ("", 1), "before anything is read"
+    assert not (tmp_path / "checkpoints").exists()
     assert "exists: move it away, or choose another paths.artifacts_dir; nothing was overwritten" in " ".join(
         err.split()
     )

@@ -160,7 +160,7 @@ def test_every_other_key_arrives(resolve: Any, tmp_path: Path) -> None:
         "model.teacher_passage_prompt=''", "model.teacher_max_length=77", "model.query_prompt='s: '",
         "model.passage_prompt='d: '", "model.trust_remote_code=true", "model.init_from_teacher=true",
         "model.router=true", "model.student_model={pooling: cls}", "model.teacher_model={dtype: fp32}",
-        "phase1.max_length=40", "phase2.max_length=50", "phase2.num_negatives=2", "phase2.held_out_rows=9",
+        "phase1.max_length=50", "phase2.max_length=50", "phase2.num_negatives=2", "phase2.held_out_rows=9",
         "phase2.dataset=rows.jsonl", "phase1.datasets=[rows.jsonl, other.csv, {kind: pydocs}]",
         "paths.teacher_store=store", "paths.output_dir=out", "training.auto_scale=true",
     )  # fmt: skip
@@ -169,7 +169,7 @@ def test_every_other_key_arrives(resolve: Any, tmp_path: Path) -> None:
     assert (entry["trust_remote_code"], entry["dtype"]) == (True, "fp32")
     student = run["model"]["inner"]
     assert (student["query_prompt"], student["passage_prompt"], student["pooling"]) == ("s: ", "d: ", "cls")
-    assert student["query_max_length"] == 50, "the larger of the phases"
+    assert student["query_max_length"] == student["passage_max_length"] == 50
     assert student["trust_remote_code"] is True
     assert (run["model"]["init_from"], run["model"]["hidden_dim"]) == (str(teacher), 64)
     assert run["checkpoint"]["router"] == {
@@ -191,6 +191,30 @@ def test_every_other_key_arrives(resolve: Any, tmp_path: Path) -> None:
     assert resolve("phase2.held_out_rows=0")["evaluation"] == []
     assert resolve("phase2.mse_weight=0")["data"]["kind"] == "auto", "no teacher where nothing reads it"
     assert resolve("model.projection_hidden_dim=0")["model"]["hidden_dim"] is None
+
+
+def test_each_phase_has_its_own_length(resolve: Any, tmp_path: Path) -> None:
+    """The teacher reads as much as the longer one: a text has one vector of it."""
+    teacher, student = model_directory(tmp_path / "t", 8), model_directory(tmp_path / "s", 4)
+    models = (f"model.teacher={teacher}", f"model.student={student}")
+    run = resolve(*models, "phase1.max_length=40", "phase2.max_length=60", "model.init_from_teacher=true")
+    short = run["phases"][0]["model"]
+    assert (short["inner"]["query_max_length"], short["inner"]["passage_max_length"]) == (40, 40)
+    assert (run["model"]["inner"]["query_max_length"], run["model"]["inner"]["passage_max_length"]) == (60, 60)
+    assert {**short, "inner": None} == {**run["model"], "inner": None}
+    assert run["data"]["teachers"][0]["max_length"] == 60
+    for one in ("phase1", "phase2"):
+        scratch = resolve(f"{one}.max_length=40")
+        assert (scratch["model"]["inner"]["query_max_length"], scratch["phases"][0]["model"]) == (40, None)
+    with pytest.raises(
+        ConfigError, match=r"--set phase2.*: phase1.max_length 40 and phase2.max_length 60: a student fro"
+    ):
+        resolve("phase1.max_length=40", "phase2.max_length=60")
+    assert resolve(*models, "phase1.max_length=512")["phases"][0]["model"] is None
+    alone = resolve(*models, "phase1.max_length=40", "training.skip_phase2=true")
+    assert (alone["model"]["inner"]["query_max_length"], alone["phases"][0]["model"]) == (40, None)
+    mrl = resolve(*models, "phase1.max_length=40", "model.use_projection=false", "model.mrl_dims=[4]")
+    assert (mrl["phases"][0]["model"]["query_max_length"], mrl["model"]["query_max_length"]) == (40, 512)
 
 
 def test_mrl_mode(resolve: Any) -> None:
@@ -244,6 +268,13 @@ def test_artifacts(resolve: Any, tmp_path: Path) -> None:
     kept = run["checkpoint"]
     assert (kept["kind"], kept["directory"]) == ("artifacts", f"{tmp_path}/distilled-scratch-48d-default")
     assert kept["inner"]["kind"] == "matryoshka"
+    (tmp_path / "distilled-scratch-128d-default").mkdir()
+    with pytest.raises(ConfigError) as taken:
+        resolve("training.save_to_artifacts=true", f"paths.artifacts_dir={tmp_path}")
+    assert "default' exists: move it away, or choose another paths.artifacts_dir; nothing was" in str(taken.value)
+    assert "\n" not in str(taken.value)
+    other = ("training.save_to_artifacts=true", f"paths.artifacts_dir={tmp_path}")
+    resolve(*other, name="other", text="seed: 1", sanity=True)
 
 
 def test_flags_reach_both_phases(resolve: Any) -> None:
@@ -300,6 +331,8 @@ ERRORS = {
     "model.init_from_teacher=true": "init_from_teacher needs a teacher that is there before the run",
     "model.teacher=no/such-teacher": "teacher_dim is needed: the files of teacher 'no/such-teacher' are not on this m",
     "model.student=no/such-student": "student_dim or projection_hidden_dim is needed: the files of student 'no/such-s",
+    "model.mrl_teacher=first": "mrl_teacher 'first' with use_projection: a projected vector is compared with the whole",
+    "model={use_projection: false, mrl_teacher: first, teacher_dim: 40}": "the teacher's 40 values cannot be cut to t",
     "phase1={mse_weight: 0, cosine_weight: 0}": "mse_weight and cosine_weight are both 0: give one of them a weight",
     "phase2={mse_weight: 0, infonce_weight: 0}": "infonce_weight and mse_weight are both 0: give one of them a weight",
     "training={skip_phase1: true, skip_phase2: true}": "skip_phase1 and skip_phase2 are both true: nothing would be",

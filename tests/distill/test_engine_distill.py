@@ -1,4 +1,5 @@
-"""A killed phase 1 goes on to the same weights; a second run asks the teacher for nothing; the embedded teacher."""
+"""A killed phase 1 goes on to the same store and weights; a second run asks the teacher for nothing; the embedded
+teacher."""
 
 from __future__ import annotations
 
@@ -9,6 +10,7 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -17,6 +19,8 @@ from safetensors.torch import load_file
 from embed_cli.main import main
 from embed_cli.run_command import COMMAND_LINE
 from embed_core.engine.ranks import leave
+from embed_distill.store.segment import Segment
+from embed_distill.teacher import Teacher
 
 torch.set_num_threads(1)
 STEPS = 20
@@ -105,11 +109,23 @@ def steps(out: Path) -> int:
     return sum('"loss"' in line for line in path.read_text().splitlines()) if path.exists() else 0
 
 
-def test_phase_1_killed_and_resumed_gives_the_same_weights(
-    embed: Callable[..., str], rows: Path, tiny: Path, tmp_path: Path
+def vectors(cache: Path) -> dict[str, bytes]:
+    """The files of a teacher store, which are named by their content."""
+    return {file.name: file.read_bytes() for file in sorted(cache.glob("teachers/*/*.vec"))}
+
+
+def stored(cache: Path) -> list[Segment]:
+    """The same, opened: each as long as it has vectors."""
+    return [Segment(file) for file in sorted(cache.glob("teachers/*/*.vec"))]
+
+
+def test_phase_1_killed_and_resumed_gives_the_same_store_and_weights(
+    embed: Callable[..., str], rows: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    """The two share nothing: each has a cache, and so a store, of its own."""
     whole, killed = tmp_path / "whole", tmp_path / "killed"
     embed(*arguments(rows, tiny), "--output-dir", str(whole))
+    monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "other-cache"))
     command = [sys.executable, "-c", KILLED, *arguments(rows, tiny), "--output-dir", str(killed)]
     stopped = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300, check=False)
     assert stopped.returncode == -signal.SIGKILL
@@ -118,6 +134,8 @@ def test_phase_1_killed_and_resumed_gives_the_same_weights(
     told = embed("run", "--resume", "--output-dir", str(killed))
     assert "resuming after step" in told
     assert " 0 computed" in told, "the teacher's vectors are all there"
+    assert len(vectors(tmp_path / "cache")) > 1
+    assert vectors(tmp_path / "other-cache") == vectors(tmp_path / "cache")
     for model in ("phases/phase1/model", "model"):
         one, other = weights(whole / model), weights(killed / model)
         assert one.keys() == other.keys()
@@ -130,18 +148,30 @@ def test_phase_1_killed_and_resumed_gives_the_same_weights(
 
 
 def test_a_second_run_and_phase_2_alone_never_load_the_teacher(
-    embed: Callable[..., str], rows: Path, tiny: Path, tmp_path: Path
+    embed: Callable[..., str], rows: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    asked: list[int] = []
+    vectors_of = Teacher.vectors
+
+    def counted(self: Teacher, texts: Any) -> Any:
+        asked.append(len(texts))
+        return vectors_of(self, texts)
+
+    monkeypatch.setattr(Teacher, "vectors", counted)
     few = "train.max_steps=2"
     first = embed(*arguments(rows, tiny, few))
     assert "teacher: loading" in first
+    texts = sum(asked)
+    assert texts == sum(len(content) for content in stored(tmp_path / "cache")) > 0, "each text once"
     second = embed(*arguments(rows, tiny, few), "--overwrite")
     assert "teacher: loading" not in second
     assert " 0 computed" in second
+    assert sum(asked) == texts, "no forward, of either phase or of the evaluations"
     settings = arguments(rows, tiny, few, "training.skip_phase1=true")
     at = settings.index(f"phases.0.train.max_steps={STEPS}")  # the only phase is another one now
     alone = embed(*settings[: at - 1], *settings[at + 1 :])
     assert "teacher: loading" not in alone
+    assert sum(asked) == texts
     state = json.loads((tmp_path / "checkpoints/distilled-student-24d-default-phase2/run.json").read_text())
     assert (state["status"], state["steps"]) == ("finished", 2)
     before = json.loads((tmp_path / "checkpoints/distilled-student-24d-default/run.json").read_text())

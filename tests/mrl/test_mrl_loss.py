@@ -66,6 +66,7 @@ class Given(nn.Module):
         return self.width
 
 
+@pytest.mark.parametrize("least", [0, 1000], ids=["one product", "a product for each"])
 @pytest.mark.parametrize(
     ("dims", "weights", "drawn"),
     [
@@ -75,8 +76,9 @@ class Given(nn.Module):
     ],
 )
 def test_is_sentence_transformers_matryoshka(
-    dims: tuple[int, ...], weights: tuple[float, ...] | None, drawn: int | None, monkeypatch: pytest.MonkeyPatch
-) -> None:
+    dims: tuple[int, ...], weights: tuple[float, ...] | None, drawn: int | None, least: int,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:  # fmt: skip
     """Over MultipleNegativesRankingLoss, with a hard negative each: value and gradient, drawn dimensions included."""
     from sentence_transformers.sentence_transformer.losses import MatryoshkaLoss as TheirLoss
     from sentence_transformers.sentence_transformer.losses import MultipleNegativesRankingLoss
@@ -86,7 +88,9 @@ def test_is_sentence_transformers_matryoshka(
     # Vectors that are no unit vectors: both have to normalise the full dimension too.
     batch = Batch(*(Embeddings((3 * side.dense_ND.detach()).requires_grad_()) for side in batch))
     ours = build(InfoNCEConfig(temperature=1 / 20, mask=OFF), dims=dims, weights=weights, n_dims_per_step=count)
+    monkeypatch.setattr(prefix, "LEAST_SAVED", least)
     chosen = ours._dims(16, targets.step)
+    assert prefix.serves(ours.inner, batch, targets, chosen) == (least == 0)
     assert len(chosen) == (drawn or len(dims))
     descending = sorted(dims, reverse=True)
     monkeypatch.setattr("random.sample", lambda options, k: [descending.index(dim) for dim in chosen])

@@ -10,7 +10,6 @@ from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 from embed_core.config.base import Recipe
 from embed_core.scratch import FROM_SCRATCH
 from embed_distill.recipe_sections import (
-    SCRATCH_LENGTH,
     ModelSection,
     PathsSection,
     Phase1Section,
@@ -72,8 +71,8 @@ class DistillRecipe(Recipe):
         model, phase1 = info.data.get("model"), info.data.get("phase1")
         if model is None or phase1 is None or model.student != FROM_SCRATCH:
             return phase2
-        first, second = (phase.max_length or SCRATCH_LENGTH for phase in (phase1, phase2))
-        if first != second:
+        first, second = phase1.max_length, phase2.max_length
+        if first and second and first != second:
             raise ValueError(
                 f"phase1.max_length {first} and phase2.max_length {second}: a student from scratch has one length, "
                 "which its tokenizer is trained for: give both phases the same"
@@ -104,7 +103,7 @@ class DistillRecipe(Recipe):
         """Models of some thousand weights, two hundred rows and texts; what the user set stays."""
         from embed_distill.recipe_sanity import sanity
 
-        return sanity(self)
+        return sanity(self, self._config_name)
 
 
 def config_name(context: Any) -> str:

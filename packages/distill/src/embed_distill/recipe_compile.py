@@ -113,7 +113,9 @@ class Compiler:
         return phase.batch_size or (128 if self.scratch else 64)
 
     def _longest(self, phase: Phase1Section | Phase2Section) -> int:
-        return phase.max_length or (SCRATCH_LENGTH if self.scratch else 512)
+        if self.scratch:  # one length, which its tokenizer is trained for
+            return self.phase1.max_length or self.phase2.max_length or SCRATCH_LENGTH
+        return phase.max_length or 512
 
     def _student(self, phase: Phase1Section | Phase2Section) -> dict[str, Any]:
         """As it reads texts in ``phase``."""

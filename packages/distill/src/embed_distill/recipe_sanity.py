@@ -16,9 +16,10 @@ LIMITS = {"query_limit": 32, "corpus_limit": 64}
 TINY = {"vocab_size": 500, "layers": 1, "heads": 2}
 
 
-def sanity(recipe: DistillRecipe) -> dict[str, Any]:
-    """What is laid over the compiled run. Embedded models keep the widths that the user gave."""
-    compiler = Compiler(recipe, "default", 1)
+def sanity(recipe: DistillRecipe, config_name: str) -> dict[str, Any]:
+    """What is laid over the compiled run of a config of that name. Embedded models keep the widths that the user
+    gave."""
+    compiler = Compiler(recipe, config_name, 1)
     rows = _small(compiler.rows())
     teacher = _small_teacher(compiler.teacher(), rows)
     overlay: dict[str, Any] = {

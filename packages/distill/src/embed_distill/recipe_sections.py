@@ -156,7 +156,7 @@ class Phase1Section(Section):
     cosine_weight: float = Field(default=0.6, ge=0)
     """Of one minus the cosine to the teacher's vector."""
     max_length: int | None = Field(default=None, ge=3)
-    """Tokens of a text; None = 512, from scratch 192."""
+    """Tokens of a text in this phase; None = 512; from scratch that of the other phase, else 192."""
     gradient_accumulation_steps: int | None = Field(default=None, gt=0)
     """Batches per optimizer step; None = 4, from scratch 1."""
     max_samples_per_dataset: int | None = Field(default=100_000, gt=0)
@@ -189,7 +189,8 @@ class Phase2Section(Section):
     temperature: float = Field(default=0.02, gt=0)
     """Similarities are divided by it."""
     max_length: int | None = Field(default=None, ge=3)
-    """Tokens of a text; None = 512, from scratch 192."""
+    """Tokens of a text in this phase, and of the finished model; None = 512; from scratch that of the
+    other phase, else 192."""
     num_negatives: int = Field(default=7, ge=0)
     """Hard negatives drawn per row, of rows that have any."""
     gradient_accumulation_steps: int | None = Field(default=None, gt=0)

@@ -124,8 +124,8 @@ class TrackingConfig(Section):
 
 class PhaseConfig(Section):
     """A part of a run with data, batches, a loss or a pace of its own, or of texts cut elsewhere. It starts from the
-    weights that the phase before left, with a new optimizer and a new schedule. What it leaves out is the run's, key by key in ``train``; a
-    ``max_steps`` of the run limits each phase."""
+    weights that the phase before left, with a new optimizer and a new schedule. What it leaves out is the run's, key by
+    key in ``train``; a ``max_steps`` of the run limits each phase."""
 
     name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
     """Names it in the display, and its folder below ``phases/`` in the output directory."""
