@@ -162,7 +162,7 @@ def test_a_second_run_and_phase_2_alone_never_load_the_teacher(
     first = embed(*arguments(rows, tiny, few))
     assert "teacher: loading" in first
     texts = sum(asked)
-    assert texts == sum(len(content) for content in stored(tmp_path / "cache")) > 0, "each text once"
+    assert texts == sum(one.count for one in stored(tmp_path / "cache")) > 0, "each text once"
     second = embed(*arguments(rows, tiny, few), "--overwrite")
     assert "teacher: loading" not in second
     assert " 0 computed" in second
