@@ -98,6 +98,8 @@ def test_squad_as_published_and_as_rows_give_the_same(tmp_path: Path) -> None:
     alone = built(tmp_path / "squad.jsonl", ChunkChoice("paragraphs"))
     assert alone.chunk_counts == [1, 1]  # one context, one document; equal ones are one
     assert alone.questions_of == [[0, 1], [2]]
+    with pytest.raises(ConfigError, match=r"--group-by 'lang': .* has articles, which are its documents: leave it out"):
+        list(read_questions(tmp_path / "squad.json", None, "lang"))
 
 
 def test_input_answers_context_and_paragraph_lists(tmp_path: Path) -> None:

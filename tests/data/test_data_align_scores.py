@@ -481,13 +481,20 @@ def test_real_text_interrupted_and_resumed_is_uninterrupted_to_the_byte(
     scores, tokenizer = local(model)
     prompts = Prompts(tokenizer, scores.max_length)
     texts = {row["_id"]: row["text"] for row in read(asked.output / "chunks.jsonl")}
-    first = read(asked.output / "scored.jsonl")[0]
-    for chunk in first["chunks"][:2]:
-        prompt = prompts.forward(texts[chunk["id"]], first["query"], first["answers"][0])
-        assert isinstance(prompt, Prompt)
+    # Questions of both articles, their best and their worst chunk, both directions: token by token, in one batch.
+    asked_about = [(row, row["chunks"][at]) for row in read(asked.output / "scored.jsonl")[::5] for at in (0, -1)]
+    assert len({row["doc_id"] for row, _ in asked_about}) == 2
+    pairs = [
+        (chunk[name], way(texts[chunk["id"]], row["query"], row["answers"][0]))
+        for row, chunk in asked_about
+        for name, way in (("forward", prompts.forward), ("backward", prompts.backward))
+    ]
+    built = [prompt for _, prompt in pairs if isinstance(prompt, Prompt)]
+    assert len(built) == len(pairs) == 16
+    for (mean, _), prompt, found in zip(pairs, built, scores.score(built), strict=True):
         plain = reference(model, prompt.ids, len(prompt.target))
-        assert scores.score([prompt])[0] == pytest.approx(plain, abs=1e-4)
-        assert chunk["forward"] == pytest.approx(sum(plain) / len(plain), abs=1e-4)
+        assert found == pytest.approx(plain, abs=1e-4)
+        assert mean == pytest.approx(sum(plain) / len(plain), abs=1e-4)
 
 
 def test_the_command_as_it_is_typed(data: Path, tmp_path: Path, llama: Path, monkeypatch: pytest.MonkeyPatch) -> None:

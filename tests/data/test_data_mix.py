@@ -299,9 +299,7 @@ def test_the_table(tmp_path: Path, mixed: Callable[..., Any]) -> None:
     assert rows[3][:7] == ["c", "2", "1", "0", "1", "1", "10.0%"]
     assert rows[3][-1] == "1 below min_score"
     assert dataset.lines[-2] == "mix: data_ratio adds up to 10: shares are relative to that sum"
-    assert dataset.lines[-1].startswith(
-        "mix: weight and negative_strategy of 'b' act through the loss kind `by-source`"
-    )
+    assert dataset.lines[-1] == "mix: 'b': weight and negative_strategy act through the loss kind `by-source`"
 
 
 def test_a_limit_keeps_the_proportions(tmp_path: Path, mixed: Callable[..., Any]) -> None:

@@ -99,6 +99,12 @@ def read(path: Path, cache: Path | None = None, **options: Any) -> list[Read]:
             f"`pos_scores[0]` must be a finite number, found the number 1{HUGE[:39]}…",
         ),
         ("a.jsonl", '{"sentence1": "a", "sentence2": ["b", "c"], "score": 1}', 1, "one score for 2 positives"),
+        (
+            "a.jsonl",
+            f"[{GOOD}]",
+            1,
+            "a list of rows, no row: a file that is one JSON array is read with `format: json`",
+        ),
         ("a.jsonl", '["a"]', 1, "a list must be [anchor, positive, negative, …] or [text, text, score]"),
         (
             "a.jsonl",
@@ -178,8 +184,17 @@ def test_skipped_rows_are_counted_listed_and_announced(tmp_path: Path) -> None:
 def test_no_row_left_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "a.jsonl"
     path.write_text("1\n2\n", encoding="utf-8")
-    with pytest.raises(DataError, match=r"none of its 2 rows can be used: 2 bad, 0 below min_score, listed in .*jsonl"):
-        read(path, on_bad_row="skip")
+    for _ in range(2):  # made, and found in the cache
+        with pytest.raises(DataError) as caught:
+            read(path, on_bad_row="skip")
+        said = str(caught.value)
+        assert said.startswith(f"{path}: none of its 2 rows can be used: 2 bad, listed in ")
+        assert said.endswith(
+            f"skipped.jsonl, the first: {path}:1: expected an object or a list of texts, found the number 1"
+        )
+    path.write_text('{"sentence1": "a", "sentence2": "b", "score": 1}\n', encoding="utf-8")
+    with pytest.raises(DataError, match=r"none of its 1 rows can be used: 1 below min_score$"):
+        read(path, min_score=2)
 
 
 @pytest.mark.parametrize(

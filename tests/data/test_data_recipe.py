@@ -135,6 +135,35 @@ def test_a_mix_may_be_written_into_the_training_config(registry: Registry) -> No
     assert resolved(registry, f"batching: mixed\n{text}").sampler.kind == "no-duplicates"
 
 
+@pytest.mark.parametrize(
+    ("keys", "said"),
+    [
+        ("weight: 0.5", "weight 0.5"),
+        ("negative_strategy: own-only", "negative_strategy own-only"),
+        ("weight: 2, negative_strategy: own-only", "weight 2.0 and negative_strategy own-only"),
+    ],
+)
+def test_what_only_by_source_sees_needs_it(keys: str, said: str, registry: Registry) -> None:
+    text = f"data: {{kind: mix, use_all: true, datasets: [{{data_path: a.jsonl}}, {{data_path: b.jsonl, {keys}}}]}}\n"
+    run: Any = resolved(registry, text)
+    assert run.loss.kind == "by-source"
+    matryoshka = {"kind": "matryoshka", "dims": [8], "inner": load.plain(run)["loss"]}
+    assert resolved(registry, f"{text}loss: {json.dumps(matryoshka)}").loss.kind == "matryoshka"
+    with pytest.raises(ConfigError) as caught:
+        resolved(registry, f"{text}loss: {{kind: infonce}}")
+    assert str(caught.value).endswith(
+        f"data: source 'b' has {said}, which the loss `infonce` does not see: put the loss kind `by-source` around it, "
+        "`loss: {kind: by-source, inner: …, own_only: …}`"
+    )
+    assert "\n" not in str(caught.value)
+    # A phase with a loss of its own is looked at for itself.
+    phases = "phases: [{name: first}, {name: last, loss: {kind: infonce}}]\n"
+    with pytest.raises(ConfigError, match=r"source 'b' has .* which the loss `infonce` does not see"):
+        resolved(registry, text + phases)
+    plain = text.replace(f", {keys}", "")
+    assert resolved(registry, f"{plain}loss: {{kind: infonce}}").loss.kind == "infonce"
+
+
 def test_a_loaded_model_has_other_defaults_and_counts_tokens(registry: Registry, folder: Path) -> None:
     run: Any = resolved(registry, "model_name_or_path: BAAI/x\ndataset_config: dataset.yaml\neval_data: [beir]")
     assert (run.train.optimizer.learning_rate, run.sampler.batch_size, run.model.passage_max_length) == (2e-5, 32, 256)

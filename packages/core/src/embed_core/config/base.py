@@ -104,14 +104,24 @@ class DatasetConfig(Component):
     def waits(self) -> bool:
         """Whether the rows are made with the model as the phases before left it (``context.encoder``): the others of
         a run are built before it starts, so that a missing file shows at once."""
-        parts = (getattr(self, name) for name in type(self).model_fields)
-        flat = [one for part in parts for one in (part if isinstance(part, (list, tuple)) else (part,))]
-        return any(isinstance(one, DatasetConfig) and one.waits() for one in flat)
+        return any(one.waits() for one in self._inner())
+
+    def check(self, run: RunConfig) -> None:
+        """Look at what the run, or the phase, does with the rows. Raises ConfigError where something that this config
+        asks for would have no effect."""
+        for one in self._inner():
+            one.check(run)
 
     def around(self, dataset: Dataset, context: BuildContext) -> Dataset:
         """What takes the place of this config's dataset where the caller built ``dataset`` himself, as Python programs
         do: a kind that adds to another one's rows adds to these."""
         return dataset
+
+    def _inner(self) -> list[DatasetConfig]:
+        """The datasets that this one is made of."""
+        parts = (getattr(self, name) for name in type(self).model_fields)
+        flat = [one for part in parts for one in (part if isinstance(part, (list, tuple)) else (part,))]
+        return [one for one in flat if isinstance(one, DatasetConfig)]
 
     @abstractmethod
     def build(self, context: BuildContext) -> Dataset:

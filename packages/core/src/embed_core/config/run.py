@@ -167,7 +167,11 @@ class RunConfig(Section):
         run = handler(value)
         given = () if run.phases else run.sampler.phases(run)
         phases = tuple(_phase_of_the_sampler(phase, run.sampler.kind, info) for phase in given)
-        return run.model_copy(update={"phases": phases}) if phases else run
+        run = run.model_copy(update={"phases": phases}) if phases else run
+        for number in range(max(1, len(run.phases))):
+            phase = run.in_phase(number)
+            phase.data.check(phase)
+        return run
 
     @model_validator(mode="after")
     def _names_are_unique(self) -> Self:

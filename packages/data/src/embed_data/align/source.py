@@ -63,6 +63,8 @@ def read_questions(path: Path, split: str | None, group_by: str | None) -> Itera
         raise DataError(f"{path}: {kind}: a .jsonl or .json file, or a BEIR folder, is needed")
     published = _published(path)
     if published is not None:
+        if group_by not in (None, "title"):
+            raise ConfigError(f"--group-by {group_by!r}: {path} has articles, which are its documents: leave it out")
         yield from published
         return
     file = JsonlFile(path)

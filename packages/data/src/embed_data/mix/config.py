@@ -9,12 +9,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from embed_core.config import document
-from embed_core.config.base import DatasetConfig
+from embed_core.config.base import DatasetConfig, Section
 from embed_core.datasets.config import RetrievalFields
 from embed_core.errors import ConfigError, did_you_mean
 from embed_data.readers.config import FileFields
 
 if TYPE_CHECKING:
+    from embed_core.config.run import RunConfig
     from embed_core.context import BuildContext
     from embed_core.protocols import Dataset
 
@@ -46,6 +47,11 @@ class SourceConfig(FileFields):
     """Hard negatives drawn per row; None = the mix's."""
     limit: int | None = Field(default=None, gt=0)
     """Rows taken of the source at most, evenly spread over it, before anything is drawn; None = all."""
+
+    def for_the_loss(self) -> dict[str, float | str]:
+        """Keys and values that act through the loss kind `by-source` alone, where they differ from their defaults."""
+        given: dict[str, float | str] = {"weight": self.weight, "negative_strategy": self.negative_strategy}
+        return {key: value for key, value in given.items() if value not in (1.0, "in-batch")}
 
     @model_validator(mode="after")
     def _one_place(self) -> Self:
@@ -129,11 +135,32 @@ class MixConfig(RetrievalFields):
             raise ValueError("every data_ratio is 0: nothing would be drawn")
         return self
 
+    def check(self, run: RunConfig) -> None:
+        """Raises ConfigError where a source's ``weight`` or ``negative_strategy`` meets a loss that does not see it."""
+        super().check(run)
+        if _is_by_source(run.loss):
+            return
+        for one in self.datasets:
+            special = [f"{key} {value}" for key, value in one.for_the_loss().items()]
+            if special:
+                raise ConfigError(
+                    f"data: source {one.name!r} has {' and '.join(special)}, which the loss `{run.loss.kind}` does not "
+                    "see: put the loss kind `by-source` around it, `loss: {kind: by-source, inner: …, own_only: …}`"
+                )
+
     def build(self, context: BuildContext) -> Dataset:
         """Reads the sources and prints the table. Raises DataError and ConfigError."""
         from embed_data.mix.build import build_mix
 
         return build_mix(self, context)
+
+
+def _is_by_source(loss: Section) -> bool:
+    """Whether the loss, or one inside it, is of the kind `by-source`."""
+    inner = (getattr(loss, name) for name in type(loss).model_fields)
+    return getattr(loss, "kind", None) == "by-source" or any(
+        _is_by_source(one) for one in inner if isinstance(one, Section)
+    )
 
 
 def as_list(columns: Mapping[str, Any]) -> list[dict[str, Any]]:

@@ -93,13 +93,10 @@ def _notes(config: MixConfig, opened: Sequence[Opened]) -> list[str]:
     if short and config.limit is None:
         named = ", ".join(f"{s.config.name!r} ({s.counts.used:,} of {s.counts.wanted:,})" for s in short)
         notes.append(f"mix: fewer rows than the share asks for: {named}: allow_duplicate: true would repeat them")
-    special = [
-        one.name for one in config.datasets if one.weight != 1 or one.negative_strategy != "in-batch"
-    ]  # fmt: skip
+    special = [one.name for one in config.datasets if one.for_the_loss()]
     if special:
         notes.append(
-            f"mix: weight and negative_strategy of {', '.join(map(repr, special))} act through the loss kind "
-            "`by-source`: another loss does not see them"
+            f"mix: {', '.join(map(repr, special))}: weight and negative_strategy act through the loss kind `by-source`"
         )
     return notes
 

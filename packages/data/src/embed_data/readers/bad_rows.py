@@ -20,6 +20,8 @@ class BadRows:
         self.policy, self.path = policy, path
         self.count = 0
         self.reasons: dict[str, int] = {}
+        self.first = ""
+        """Place and reason of the first one."""
         self._file: IO[str] | None = None
 
     def __enter__(self) -> Self:
@@ -34,6 +36,7 @@ class BadRows:
         if self.policy == "error":
             raise DataError(f"{place}: {reason}")
         self.count += 1
+        self.first = self.first or f"{place}: {reason}"
         kind = reason.split(":")[0]
         if kind in self.reasons or len(self.reasons) < 100:
             self.reasons[kind] = self.reasons.get(kind, 0) + 1

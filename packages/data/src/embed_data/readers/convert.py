@@ -49,6 +49,8 @@ class Facts:
     shapes: dict[str, int] = field(default_factory=dict)
     digest: str = ""
     """Of the rows' content."""
+    first_bad: str = ""
+    """Place and reason of the first bad row."""
 
 
 @dataclass(frozen=True)
@@ -88,9 +90,10 @@ def read_source(source: Source, how: FileFields, context: BuildContext) -> Read:
     if facts is None:
         raise DataError(f"{source.place}: another rank could not read it, whose message says why")
     if not facts.rows:
-        left = f"{facts.skipped} bad, {facts.below_score} below min_score"
-        listed = f", listed in {folder / SKIPPED}" if facts.skipped else ""
-        raise DataError(f"{source.place}: none of its {facts.read} rows can be used: {left}{listed}")
+        reasons = [f"{facts.skipped} bad, listed in {folder / SKIPPED}, the first: {facts.first_bad}"]
+        below = [f"{facts.below_score} below min_score"] if facts.below_score else []
+        left = "; ".join([*below, *(reasons if facts.skipped else [])]) or "it has none"
+        raise DataError(f"{source.place}: none of its {facts.read} rows can be used: {left}")
     return Read(source, Table(folder, source.place, _separator(source)), facts)
 
 
@@ -146,7 +149,7 @@ def _convert(source: Source, how: FileFields, folder: Path, context: BuildContex
                 below += 1
                 continue
             writer.add(row, line)
-        return Facts(writer.rows, read, bad.count, bad.reasons, below, normaliser.shapes, writer.digest())
+        return Facts(writer.rows, read, bad.count, bad.reasons, below, normaliser.shapes, writer.digest(), bad.first)
 
 
 def _pair_score(row: Row) -> float:

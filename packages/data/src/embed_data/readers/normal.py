@@ -74,6 +74,8 @@ def _listed(value: list[Any]) -> tuple[str, dict[str, Any]]:
     """``[anchor, positive, negative, …]`` or ``[text, text, score]``."""
     scored = len(value) == 3 and isinstance(value[2], (int, float)) and not isinstance(value[2], bool)
     texts = value[:2] if scored else value
+    if value and isinstance(value[0], (Mapping, list)):
+        raise DataError("a list of rows, no row: a file that is one JSON array is read with `format: json`")
     if len(texts) < 2 or not all(isinstance(text, str) for text in texts):
         raise DataError("a list must be [anchor, positive, negative, …] or [text, text, score]")
     fields: dict[str, Any] = {"query": texts[0], "pos": [texts[1]], "neg": list(texts[2:])}
