@@ -72,6 +72,30 @@ def test_the_same_for_people(folder: Path) -> None:
     assert "  queries               4          8          9          9         10" in shown.splitlines()
 
 
+@pytest.mark.parametrize("titled", ["evaluation", "rows", "both", "with the title in the text"])
+def test_a_title_hides_no_leak(titled: str, folder: Path) -> None:
+    def beir_folder(name: str, title: str) -> str:
+        (folder / name / "qrels").mkdir(parents=True)
+        corpus = [{"_id": f"d{n}", "title": f"{title}{n}" if title else "", "text": f"Text {n}."} for n in range(3)]
+        (folder / name / "corpus.jsonl").write_text("".join(json.dumps(one) + "\n" for one in corpus))
+        (folder / name / "queries.jsonl").write_text(json.dumps({"_id": "q", "text": f"of {name}?"}) + "\n")
+        (folder / name / "qrels" / "test.tsv").write_text("q\td\ts\nq\td0\t1\nq\td1\t1\n")
+        return name
+
+    evaluation = beir_folder("evaluation", "" if titled == "rows" else "T")
+    rows = "rows.jsonl"
+    if titled in ("rows", "both"):
+        rows = beir_folder("rows", "U")
+    else:
+        text = "t0 text 0." if titled == "with the title in the text" else "text 0."
+        (folder / rows).write_text(json.dumps({"query": "q", "pos": [text, "T5 Text 1.", "Text 2."]}) + "\n")
+    (found,) = json.loads(run("inspect", rows, "--eval", evaluation, "--json"))
+    positives = 2 if rows == "rows" else 1
+    assert found["leak_counts"] == {
+        evaluation: {"queries": 0, "of queries": 1, "positives": positives, "of positives": 2}
+    }
+
+
 def test_tokens_and_over_long_texts(folder: Path) -> None:
     from tokenizers import Tokenizer, models, pre_tokenizers
     from transformers import BertConfig, BertModel, PreTrainedTokenizerFast

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import unicodedata
 from array import array
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import islice
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from embed_core.datasets import beir
 from embed_core.datasets.held_out import text_id
+from embed_core.datasets.jsonl import JsonlFile
 from embed_data.readers.convert import read_source
 from embed_data.readers.detect import find
 
@@ -20,6 +22,7 @@ if TYPE_CHECKING:
     from embed_core.datasets.rows import Row
     from embed_data.readers.config import FileFields
     from embed_data.readers.convert import Read
+    from embed_data.readers.detect import Source
 
 SHOWN = 3
 """Examples of a fault."""
@@ -83,7 +86,7 @@ def inspect(
     return [_inspected(read_source(source, how, context), measure, sets) for source in find(path, how)]
 
 
-def _inspected(read: Read, measure: Measure, sets: dict[str, dict[str, dict[bytes, str]]]) -> Inspection:
+def _inspected(read: Read, measure: Measure, sets: dict[str, dict[str, dict[bytes, bytes]]]) -> Inspection:
     facts = read.facts
     found = Inspection(
         name=read.source.name,
@@ -96,7 +99,7 @@ def _inspected(read: Read, measure: Measure, sets: dict[str, dict[str, dict[byte
         bad_examples=_bad_examples(read),
         skipped_file=str(read.skipped_file) if facts.skipped else None,
     )
-    sizes, seen, leaks = _Sizes(measure), _Repeats(), _Leaks(sets)
+    sizes, seen, leaks = _Sizes(measure), _Repeats(), _Leaks(sets, read.source)
     counts = dict.fromkeys(
         ("with negatives", "negatives", "with scores", "with a prompt", "empty negatives",
          "a negative equals a positive", "query equals positive"), 0,
@@ -209,26 +212,43 @@ class _Repeats:
         }
 
 
-def _evaluation_texts(path: str, context: BuildContext) -> dict[str, dict[bytes, str]]:
-    """``query`` and ``pos`` → the evaluation set's texts, by what they have in common with the same text elsewhere."""
+def _evaluation_texts(path: str, context: BuildContext) -> dict[str, dict[bytes, bytes]]:
+    """``query`` and ``pos`` → what the evaluation set's texts have in common with the same text elsewhere, and which
+    text that is: a document that has a title is also known without it."""
     from embed_data.readers.config import FileFields
 
     how = FileFields(on_bad_row="skip")
-    texts: dict[str, dict[bytes, str]] = {"query": {}, "pos": {}}
+    texts: dict[str, dict[bytes, bytes]] = {"query": {}, "pos": {}}
     for source in find(path, how):
         for row in read_source(source, how, context).table.scan():
-            texts["query"][_alike(row.query)] = row.query
-            texts["pos"].update((_alike(text), text) for text in row.pos)
+            for part, found in (("query", (row.query,)), ("pos", row.pos)):
+                texts[part].update((key, key) for key in map(_alike, found))
+        for whole, bare in _titled(source):
+            if whole in texts["pos"]:
+                texts["pos"].setdefault(bare, whole)
     return texts
 
 
-class _Leaks:
-    """Texts of evaluation sets that occur in the training rows, apart from case, width and spaces."""
+def _titled(source: Source) -> Iterator[tuple[bytes, bytes]]:
+    """Documents of a BEIR folder that have a title: with it, as they are read, and without."""
+    if source.folder is None:
+        return
+    file = JsonlFile(source.folder / "corpus.jsonl")
+    for number, row in enumerate(file):
+        if row.get("title"):
+            yield _alike(beir.document_text(row, file.place(number))), _alike(row["text"])
 
-    def __init__(self, sets: dict[str, dict[str, dict[bytes, str]]]) -> None:
+
+class _Leaks:
+    """Texts of evaluation sets that occur in the training rows, apart from case, width, spaces and titles."""
+
+    def __init__(self, sets: dict[str, dict[str, dict[bytes, bytes]]], source: Source) -> None:
         self._sets = sets
         self._hit: dict[str, dict[str, set[bytes]]] = {name: {"query": set(), "pos": set()} for name in sets}
         self.examples: dict[str, list[str]] = {name: [] for name in sets}
+        wanted = {key for known in sets.values() for key in known["pos"]}
+        self._bare = {whole: bare for whole, bare in _titled(source) if bare in wanted} if sets else {}
+        """Of the rows' own documents that have a title: the same without it."""
 
     def add(self, row: Row) -> None:
         if self._sets:
@@ -239,8 +259,11 @@ class _Leaks:
         for text in texts:
             key = _alike(text)
             for name, known in self._sets.items():
-                if key in known[part] and key not in self._hit[name][part]:
-                    self._hit[name][part].add(key)
+                found = known[part].get(key)
+                if found is None and part == "pos":
+                    found = known[part].get(self._bare.get(key, key))
+                if found is not None and found not in self._hit[name][part]:
+                    self._hit[name][part].add(found)
                     if len(self.examples[name]) < SHOWN:
                         self.examples[name].append(f"{place}: {part}: {text[:80]!r}")
 
@@ -249,9 +272,9 @@ class _Leaks:
         return {
             name: {
                 "queries": len(hit["query"]),
-                "of queries": len(self._sets[name]["query"]),
+                "of queries": len(set(self._sets[name]["query"].values())),
                 "positives": len(hit["pos"]),
-                "of positives": len(self._sets[name]["pos"]),
+                "of positives": len(set(self._sets[name]["pos"].values())),
             }
             for name, hit in self._hit.items()
         }
