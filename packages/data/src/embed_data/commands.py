@@ -45,16 +45,9 @@ def inspect(
     from embed_data.inspection import Measure
     from embed_data.inspection import inspect as look
     from embed_data.inspection_view import lines
-    from embed_data.readers.config import FileFields
+    from embed_data.readers.options import file_fields
 
-    options = {
-        "columns": _columns(columns or []),
-        "format": format_,
-        "header": header,
-        "split": split,
-        "subset": subset,
-    }
-    how: Any = _validated(FileFields, options)
+    how = file_fields(columns or [], format=format_, header=header, split=split, subset=subset)
     measure = Measure(_tokenizer(tokenizer), max_length)
     found = look(path, how, evaluation or [], measure, _context())
     if json_:
@@ -90,6 +83,7 @@ def _mix_config(path: Path, options: dict[str, Any], context: BuildContext) -> M
     from embed_core.config import document
     from embed_core.errors import ConfigError
     from embed_data.mix.config import MixConfig
+    from embed_data.readers.options import validated
 
     given = document.read(path)
     data: dict[str, Any] = {"config": str(path)}
@@ -103,42 +97,8 @@ def _mix_config(path: Path, options: dict[str, Any], context: BuildContext) -> M
                 f"{path}: no mix in it: `datasets`, `dataset_config` or `data: {{kind: mix, …}}` is needed"
             )
     known = {key: value for key, value in options.items() if value is not None}
-    config: MixConfig = _validated(MixConfig, {**data, "kind": "mix", **known}, registry=context.registry)
+    config: MixConfig = validated(MixConfig, {**data, "kind": "mix", **known}, registry=context.registry)
     return config
-
-
-def _columns(pairs: list[str]) -> dict[str, Any]:
-    """``pos=a`` twice is two columns."""
-    from embed_core.errors import ConfigError
-    from embed_data.readers.config import SEVERAL
-
-    found: dict[str, Any] = {}
-    for pair in pairs:
-        role, equals, name = pair.partition("=")
-        if not equals or not name:
-            raise ConfigError(f"--column {pair!r}: write it as ROLE=NAME, for instance --column query=question")
-        found[role] = (*found.get(role, ()), name) if role in SEVERAL else name
-    return found
-
-
-def _validated(cls: Any, data: dict[str, Any], **context: Any) -> Any:
-    """Raises ConfigError, one line per fault."""
-    from pydantic import ValidationError
-
-    from embed_core.errors import ConfigError
-
-    try:
-        return cls.model_validate(data, context=context)
-    except ValidationError as error:
-        lines = []
-        for fault in error.errors():
-            message = str(fault["msg"]).removeprefix("Value error, ")
-            place = ".".join(map(str, fault["loc"]))
-            own = fault["type"] == "value_error"
-            lines.append(
-                message if own or not place else f"{place}: {message[:1].lower()}{message[1:]}, got {fault['input']!r}"
-            )
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
 
 
 def _context(seed: int = 42, *, quiet: bool = False) -> BuildContext:

@@ -22,7 +22,7 @@ from embed_data.mining.collection import Collection
 from embed_data.mining.dense import Dense
 from embed_data.mining.miner import MiningBlocks
 from embed_data.mining.request import MiningRequest, ModelChoice
-from embed_data.mining.rows import MiningRow, open_rows
+from embed_data.mining.rows import MiningRow, Rows, open_rows, rows_in_place
 from embed_data.mining.screen import Screen
 from embed_data.mining.shards import Shards
 from embed_data.mining.work import Work
@@ -235,11 +235,11 @@ def _answers(config: ReminedConfig, context: BuildContext) -> dict[int, tuple[st
     """Of every query, from the rows that are named, or from those of the dataset where they are of a format that mining
     knows."""
     if config.answers is not None:
-        return _read_answers(resolved_path(config.answers))
+        return _read_answers(open_rows(resolved_path(config.answers), None))
     found: dict[int, tuple[str, ...]] = {}
     for path in _paths(context.data if config.inner is None else config.inner):
         with suppress(EmbedError):  # rows of another format: nobody said that they have answers
-            for key, answers in _read_answers(resolved_path(path)).items():
+            for key, answers in _read_answers(rows_in_place(resolved_path(path))).items():
                 found[key] = tuple(dict.fromkeys([*found.get(key, ()), *answers]))
     return found
 
@@ -256,8 +256,7 @@ def _paths(data: Any) -> Iterator[str]:
         data = getattr(data, "inner", None)
 
 
-def _read_answers(path: Path) -> dict[int, tuple[str, ...]]:
-    rows = open_rows(path, None)
+def _read_answers(rows: Rows) -> dict[int, tuple[str, ...]]:
     found: dict[int, tuple[str, ...]] = {}
     for number in range(len(rows)):
         mined = rows[number]

@@ -25,11 +25,11 @@ class ReminedConfig(DatasetConfig):
     inner: DatasetConfig | None = None
     """The rows; None = those of the run's own `data`."""
     corpus: str | None = None
-    """Where negatives come from: a JSONL of `text`, or a BEIR folder; None = the positives of all rows."""
+    """Where negatives come from: a file of `text`, or a BEIR folder; None = the positives of all rows."""
     answers: str | None = None
-    """Rows with the `answers` to the queries (JSONL, a folder of such files, a BEIR folder): texts that hold one are no
-    negatives. None = where the rows themselves are read from such files, those; else answers are not known, and a line
-    says so."""
+    """Rows with the `answers` to the queries, of any format of kind `file`: texts that hold one are no negatives. None
+    = where the rows themselves are read from JSONL or a BEIR folder, those; else answers are not known, and a line says
+    so."""
     negatives: int = Field(default=20, gt=0)
     """Negatives per row, at most."""
     ranks: tuple[int, int] = (1, 100)

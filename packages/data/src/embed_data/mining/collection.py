@@ -5,17 +5,21 @@ from __future__ import annotations
 from array import array
 from dataclasses import dataclass
 from functools import lru_cache
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.datasets import beir
-from embed_core.datasets.jsonl import JsonlFile, checked_path, json_type
+from embed_core.datasets.jsonl import json_type
 from embed_core.errors import DataError
 from embed_core.identity import identity
+from embed_data.mining.objects import open_objects, silent
+from embed_data.readers.config import FileFields
+from embed_data.readers.detect import existing, find, known_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
-    from pathlib import Path
 
+    from embed_core.protocols import Announce
     from embed_data.mining.rows import MiningRow, Rows
 
 TEXTS_IN_MEMORY = 4096
@@ -40,9 +44,9 @@ class Collection:
     Raises DataError (``file:line``) for a corpus or row that cannot be read.
     """
 
-    def __init__(self, rows: Rows, corpus: Path | None, *, texts_of_rows: bool = False) -> None:
+    def __init__(self, rows: Rows, corpus: Path | CorpusFile | None, *, texts_of_rows: bool = False) -> None:
         self._rows = rows
-        self._corpus = CorpusFile(corpus) if corpus is not None else None
+        self._corpus = CorpusFile(corpus) if isinstance(corpus, Path) else corpus
         self._row_of, self._part_of = array("q"), array("q")
         self._numbers: dict[int, int] = {}
         self._keys: dict[str, int] = {}
@@ -120,21 +124,25 @@ class Collection:
 
 
 class CorpusFile:
-    """Documents of a JSONL (``text``, optional ``title``, ``_id`` or ``id``) or of a BEIR folder."""
+    """Documents of a file of any format (``text``, optional ``title``, ``_id`` or ``id``) or of a BEIR folder."""
 
-    def __init__(self, path: Path) -> None:
-        checked_path(path)
+    def __init__(self, path: Path, announce: Announce = silent) -> None:
+        existing(path)
         if path.is_dir():
             if not (path / "corpus.jsonl").is_file():
-                raise DataError(f"{path}: no corpus.jsonl: give a JSONL file of texts, or a BEIR folder")
+                raise DataError(f"{path}: no corpus.jsonl: give a file of texts, or a BEIR folder")
             path = path / "corpus.jsonl"
-        self._file = JsonlFile(path)
+        # Texts under a name that says nothing are JSON Lines.
+        how = FileFields(format="jsonl" if known_format(path) is None else "auto")
+        self._file = open_objects(find(str(path), how)[0], how.header, announce)
 
     def __len__(self) -> int:
         return len(self._file)
 
     def __getitem__(self, index: int) -> Document:
-        data, place = self._file[index], self._file.place(index)
+        data, place = self._file.read(index)
+        if not isinstance(data, dict):
+            raise DataError(f"{place}: a document is an object with `text`, found {json_type(data)}")
         text = beir.document_text(data, place)
         if not text.strip():
             raise DataError(f"{place}: an empty document: remove it")
@@ -145,7 +153,7 @@ class CorpusFile:
 
     def place(self, index: int) -> str:
         """``file:line``."""
-        return self._file.place(index)
+        return self._file.read(index)[1]
 
     def digest(self) -> str:
         """Of the file's bytes."""

@@ -20,15 +20,24 @@ if TYPE_CHECKING:
 def mine(
     context: typer.Context,
     data: Annotated[
-        Path, typer.Argument(help="JSONL rows {query, pos, answers?}, a folder of them, or a BEIR folder.")
+        Path,
+        typer.Argument(help="Rows with a query and positives, of any format that `embed data inspect` reads."),
     ],
     output: Annotated[
         Path, typer.Option("--output", "-o", help="Rows with negatives, or the audit's findings (JSONL).")
     ],
     corpus: Annotated[
-        Path | None, typer.Option(help="JSONL of texts or BEIR folder; default: the data's own, or all its positives.")
+        Path | None, typer.Option(help="File of texts or BEIR folder; default: the data's own, or all its positives.")
     ] = None,
-    split: Annotated[str | None, typer.Option(help="Which qrels of a BEIR folder.")] = None,
+    columns: Annotated[
+        list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="query=question, pos=answer. Repeatable.")
+    ] = None,
+    format_: Annotated[str, typer.Option("--format", help="Of the rows, instead of recognising it.")] = "auto",
+    header: Annotated[
+        bool, typer.Option("--header/--no-header", help="Whether CSV and TSV rows name their columns.")
+    ] = True,
+    split: Annotated[str | None, typer.Option(help="Of a BEIR folder or Hugging Face dataset.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Of a Hugging Face dataset.")] = None,
     by: Annotated[str, typer.Option(help="bm25, dense (a model), or for audits scores (the rows' own).")] = "bm25",
     model: Annotated[str | None, typer.Option(help="A run's output directory, or weights that --plugin reads.")] = None,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="Plugin whose model it is.")] = None,
@@ -61,6 +70,7 @@ def mine(
 ) -> None:
     """Mine hard negatives from a corpus, by BM25 or a model; never the answer. Killed, the same command goes on."""
     from embed_data.mining.request import MiningRequest, ModelChoice, parse_ranks
+    from embed_data.readers.options import file_fields
 
     first, last = parse_ranks(ranks)
     request = MiningRequest(
@@ -68,6 +78,7 @@ def mine(
         output=output,
         corpus=corpus,
         split=split,
+        reading=file_fields(columns or [], format=format_, header=header, subset=subset),
         by=by,  # type: ignore[arg-type] # checked there
         model=ModelChoice(model, tuple(plugin or ()), config, tuple(set_ or ())),
         way=way,
@@ -109,14 +120,15 @@ def execute(request: MiningRequest, nproc: int, arguments: Sequence[str]) -> Non
 
 def _check_before_torch(request: MiningRequest) -> None:
     """What can be told at once, before ranks start and import it."""
-    from embed_core.datasets.jsonl import checked_path
     from embed_data.mining.model import resolve_model
     from embed_data.mining.work import check_output
+    from embed_data.readers.detect import existing
 
     for path in filter(None, (request.output, request.masked_data)):
         check_output(path, overwrite=request.overwrite)
-    for path in filter(None, (request.data, request.corpus)):
-        checked_path(path)
+    named = request.reading.format == "datasets"  # perhaps on the hub
+    for path in filter(None, (None if named else request.data, request.corpus)):
+        existing(path)
     for choice in request.models:
         resolve_model(choice)
 
@@ -161,6 +173,8 @@ def arguments_of(context: typer.Context) -> list[str]:
     options: list[str] = []
     for parameter in context.command.params:
         value: Any = context.params.get(parameter.name or "")
+        if value is False and parameter.secondary_opts:
+            options.append(parameter.secondary_opts[0])
         if parameter.name == "nproc" or value is None or value is False or value in ((), []):  # 0 is a value
             continue
         if parameter.param_type_name == "argument":

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import math
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
 from embed_core.errors import ConfigError, did_you_mean
+from embed_data.readers.config import FileFields
 
 By = Literal["bm25", "dense", "scores"]
 Draw = Literal["top", "sample"]
@@ -42,14 +43,16 @@ class MiningRequest:
     """One mining run, or one audit. Raises ConfigError where the options contradict each other."""
 
     data: Path
-    """JSONL rows (``query``, ``pos``, optional ``answers``), a folder of such files, or a BEIR folder."""
+    """Rows (query, positives, optional negatives and ``answers``) of any format that dataset kind `file` reads."""
     output: Path
     """The rows with their negatives (JSONL); of an audit the findings."""
     corpus: Path | None = None
-    """Where negatives come from: a JSONL of ``text``, or a BEIR folder. None = the BEIR folder's own, else all
+    """Where negatives come from: a file of ``text``, or a BEIR folder. None = the BEIR folder's own, else all
     positives of the data."""
     split: str | None = None
-    """Which ``qrels`` of a BEIR folder; None = the only one, or ``train``."""
+    """Which ``qrels`` of a BEIR folder, or split of a Hugging Face dataset; None = the only one, or ``train``."""
+    reading: FileFields = field(default_factory=FileFields)
+    """How the data is read: ``format``, ``columns``, ``header``, ``subset``."""
     by: By = "bm25"
     """What ranks the corpus; ``scores`` (audits only) = what the rows say."""
     model: ModelChoice = ModelChoice()

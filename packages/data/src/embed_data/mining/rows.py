@@ -11,14 +11,22 @@ from embed_core.datasets import beir
 from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path, json_type
 from embed_core.datasets.rows import Row, parse_row
 from embed_core.errors import ConfigError, DataError
+from embed_data.mining.objects import InPlace, Objects, open_objects, silent
+from embed_data.mining.shape import Shape
+from embed_data.readers.config import FileFields
+from embed_data.readers.detect import existing, find
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
+
+    from embed_core.protocols import Announce
+    from embed_data.readers.plan import Columns
 
 
 @dataclass(frozen=True, slots=True)
 class MiningRow:
-    """A row as training reads it, its answers, and the object it was."""
+    """A row as training reads it, its answers, and the object it is written as."""
 
     row: Row
     answers: tuple[str, ...]
@@ -37,28 +45,47 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(path: Path, split: str | None) -> Rows:
-    """The rows at ``path``. Raises DataError where there are none, ConfigError for a split of what has none."""
+def open_rows(path: Path, split: str | None, how: FileFields | None = None, announce: Announce = silent) -> Rows:
+    """The rows at ``path``, of any format that dataset kind `file` reads, read as ``how`` says.
+
+    Raises DataError where there are none, ConfigError for options that do not apply to what is there.
+    """
+    how = (how or FileFields()).model_copy(update={"split": split})
+    if how.format != "datasets":  # which may be a name of the hub
+        existing(path)
+    if split is not None and path.is_file():
+        raise ConfigError(f"--split {split!r}: {path} is no BEIR folder and has no splits: leave it out")
+    found = find(str(path), how)
+    _check_options(path, how, {source.format for source in found})
+    if found[0].folder is not None:
+        return BeirRows(found[0].folder, split)
+    return FileRows([open_objects(source, how.header, announce) for source in found], how.columns)
+
+
+def rows_in_place(path: Path) -> Rows:
+    """The same of what is read without a copy: ``.jsonl`` and ``.json`` files and BEIR folders. Raises DataError."""
     checked_path(path)
     if beir.is_beir(path):
-        return BeirRows(path, split)
-    if split is not None:
-        raise ConfigError(f"--split {split!r}: {path} is no BEIR folder and has no splits: leave it out")
-    if not path.is_dir():
-        if path.suffix not in SUFFIXES:
-            raise DataError(f"{path}: rows are read from .jsonl or .json, not {path.suffix!r}: convert the file")
-        return JsonlRows([path])
-    files = sorted(p for p in path.iterdir() if p.suffix in SUFFIXES and p.is_file())
+        return BeirRows(path, None)
+    files = sorted(path.iterdir()) if path.is_dir() else [path]
+    files = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
     if not files:
-        raise DataError(f"{path}: no .jsonl file and no BEIR folder (corpus.jsonl, queries.jsonl, qrels/) in it")
+        raise DataError(f"{path}: no .jsonl or .json file and no BEIR folder")
     return JsonlRows(files)
 
 
-class JsonlRows:
-    """FlagEmbedding rows of one file or several, one after another."""
+def _check_options(path: Path, how: FileFields, formats: set[str]) -> None:
+    if "beir" in formats and how.columns:
+        raise ConfigError(f"--column: {path} is a BEIR folder, whose files have fixed names: leave it out")
+    if not how.header and not formats & {"csv", "tsv"}:
+        raise ConfigError(f"--no-header is for CSV and TSV, and {path} is {', '.join(sorted(formats))}: leave it out")
 
-    def __init__(self, paths: list[Path]) -> None:
-        self._files = [JsonlFile(path) for path in paths]
+
+class FileRows:
+    """Rows of one file or several, one after another, of any shape."""
+
+    def __init__(self, files: Sequence[Objects], columns: Columns) -> None:
+        self._files, self._shape = files, Shape(columns)
         self._starts = [0]
         for file in self._files:
             self._starts.append(self._starts[-1] + len(file))
@@ -68,13 +95,20 @@ class JsonlRows:
 
     def __getitem__(self, index: int) -> MiningRow:
         at = bisect_right(self._starts, index) - 1
-        file, own = self._files[at], index - self._starts[at]
-        data, place = file[own], file.place(own)
+        value, place = self._files[at].read(index - self._starts[at])
+        data = self._shape.written(value, place)
         return MiningRow(parse_row(data, place), answers_of(data, place), data)
 
     def digest(self) -> str:
-        """Of the files' bytes."""
+        """Of the files."""
         return blake2b("".join(file.digest() for file in self._files).encode(), digest_size=16).hexdigest()
+
+
+class JsonlRows(FileRows):
+    """Rows of JSONL and JSON files, read where they are."""
+
+    def __init__(self, paths: list[Path]) -> None:
+        super().__init__([InPlace(path) for path in paths], {})
 
 
 class BeirRows:

@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 from dataclasses import fields
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, TypeVar
 
 from embed_core.errors import DataError
 from embed_data.mining.audit import AuditBlocks
-from embed_data.mining.collection import Collection
+from embed_data.mining.collection import Collection, CorpusFile
 from embed_data.mining.miner import MiningBlocks
 from embed_data.mining.rows import Rows, open_rows
 from embed_data.mining.screen import Screen
 from embed_data.mining.work import Work, check_output
 
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Callable, Mapping
     from pathlib import Path
 
     from embed_core.engine.ranks import Ranks
@@ -22,12 +22,14 @@ if TYPE_CHECKING:
     from embed_data.mining.progress import Progress
     from embed_data.mining.request import MiningRequest
 
+T = TypeVar("T")
+
 VERSION = 1
 """Of the plan: raise it when the same command gives something else."""
 BLOCK = 256
 """Rows that are finished, or lost by a kill, together."""
-NO_RESULT = ("output", "overwrite", "masked_data")
-"""Fields of a request that do not change what is found."""
+NO_RESULT = ("output", "overwrite", "masked_data", "reading")
+"""Fields of a request that do not change what is found, or show in what was read."""
 
 
 def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Progress) -> dict[str, int]:
@@ -40,8 +42,8 @@ def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Prog
         outputs["masked"] = request.masked_data
         check_output(request.masked_data, overwrite=request.overwrite)
     check_output(request.output, overwrite=request.overwrite)
-    rows = open_rows(request.data, request.split)
-    collection = Collection(rows, _corpus(request), texts_of_rows=request.audit)
+    rows, corpus = _in_turn(ranks, lambda: _opened(request, announce))
+    collection = Collection(rows, corpus, texts_of_rows=request.audit)
     _check_size(request, collection, len(rows))
     announce(f"{'auditing' if request.audit else 'mining'} {len(rows):,} rows, {collection.minable:,} documents")
     from embed_data.mining.judges import Judges
@@ -86,6 +88,22 @@ def _blocks(rows: Rows) -> int:
     return -(-len(rows) // BLOCK)
 
 
+def _opened(request: MiningRequest, announce: Announce) -> tuple[Rows, CorpusFile | None]:
+    rows = open_rows(request.data, request.split, request.reading, announce)
+    corpus = _corpus(request)
+    return rows, CorpusFile(corpus, announce) if corpus is not None else None
+
+
+def _in_turn(ranks: Ranks, opened: Callable[[], T]) -> T:
+    """One rank of each machine first: it makes the copies that the others find."""
+    if ranks.local_rank == 0:
+        found = opened()
+        ranks.barrier()
+        return found
+    ranks.barrier()
+    return opened()
+
+
 def _corpus(request: MiningRequest) -> Path | None:
     from embed_core.datasets.beir import is_beir
 
@@ -114,4 +132,6 @@ def _plan(request: MiningRequest, rows: Rows, collection: Collection, digests: M
         for field in fields(request)
         if field.name not in NO_RESULT and not isinstance(value := getattr(request, field.name), ModelChoice)
     }
+    if request.reading.columns:
+        plan["columns"] = str(request.reading.columns)
     return {**plan, "version": VERSION, "rows": rows.digest(), "documents": collection.digest(), **digests}

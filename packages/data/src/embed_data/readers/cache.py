@@ -6,10 +6,13 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+import uuid
+from collections.abc import Callable, Mapping
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
+
+from embed_core.errors import DataError
 
 MANIFEST = "manifest.json"
 UNUSED_SECONDS = 30 * 24 * 3600
@@ -31,6 +34,25 @@ def facts(folder: Path) -> dict[str, Any] | None:
     return noted if isinstance(noted, dict) else None
 
 
+def make(folder: Path, place: str, fill: Callable[[Path], Mapping[str, Any]]) -> None:
+    """Let ``fill`` write what ``place`` gives, under a temporary name, and keep it with the facts that it returns.
+
+    A process that is killed leaves no half folder. Raises DataError where nothing can be written.
+    """
+    made = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
+    try:
+        made.mkdir(parents=True)
+        clear(folder.parent)
+        keep(made, folder, fill(made))
+    except OSError as error:
+        reason = error.strerror or error
+        raise DataError(
+            f"{folder}: the rows of {place} cannot be cached: {reason}: set EMBED_CACHE to a writable folder"
+        ) from None
+    finally:
+        shutil.rmtree(made, ignore_errors=True)
+
+
 def keep(made: Path, folder: Path, noted: Mapping[str, Any]) -> None:
     """Turn ``made`` into ``folder`` with what is to be known of it. Another process that was faster wins."""
     sizes = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
@@ -39,7 +61,11 @@ def keep(made: Path, folder: Path, noted: Mapping[str, Any]) -> None:
     if folder.exists() and facts(folder) is None:
         shutil.rmtree(folder)
     if not folder.exists():
-        made.rename(folder)
+        try:
+            made.rename(folder)
+        except OSError:  # between the two lines it was there
+            if facts(folder) is None:
+                raise
 
 
 def clear(home: Path) -> None:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import shutil
-import uuid
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import asdict, dataclass, field
@@ -94,12 +92,7 @@ def read_source(source: Source, how: FileFields, context: BuildContext) -> Read:
         below = [f"{facts.below_score} below min_score"] if facts.below_score else []
         left = "; ".join([*below, *(reasons if facts.skipped else [])]) or "it has none"
         raise DataError(f"{source.place}: none of its {facts.read} rows can be used: {left}")
-    return Read(source, Table(folder, source.place, _separator(source)), facts)
-
-
-def _separator(source: Source) -> str:
-    """Tables have row numbers, not lines."""
-    return ":row " if source.format in ("parquet", "arrow", "datasets") else ":"
+    return Read(source, Table(folder, source.place, source.separator), facts)
 
 
 def _key(source: Source, how: FileFields) -> str:
@@ -118,21 +111,14 @@ def _known(folder: Path) -> Facts | None:
 
 
 def _make(source: Source, how: FileFields, folder: Path, context: BuildContext) -> Facts:
-    """Write under a temporary name, rename: a run that is killed leaves no half table."""
-    made = folder.parent / f".{folder.name}-{uuid.uuid4().hex}"
-    try:
-        made.mkdir(parents=True)
-        cache.clear(folder.parent)
-        facts = _convert(source, how, made, context)
-        cache.keep(made, folder, asdict(facts))
-    except OSError as error:
-        reason = error.strerror or error
-        raise DataError(
-            f"{folder}: the rows of {source.place} cannot be cached: {reason}: set EMBED_CACHE to a writable folder"
-        ) from None
-    finally:
-        shutil.rmtree(made, ignore_errors=True)
-    return facts
+    found: list[Facts] = []
+
+    def convert(made: Path) -> dict[str, Any]:
+        found.append(_convert(source, how, made, context))
+        return asdict(found[0])
+
+    cache.make(folder, source.place, convert)
+    return found[0]
 
 
 def _convert(source: Source, how: FileFields, folder: Path, context: BuildContext) -> Facts:
@@ -177,5 +163,5 @@ def _rows(source: Source, normaliser: Normaliser, bad: BadRows) -> Iterator[tupl
                 except DataError as error:
                     reason = str(error)
             if reason is not None:
-                bad.add(f"{source.place}{_separator(source)}{record.line}", reason, record.value)
+                bad.add(f"{source.place}{source.separator}{record.line}", reason, record.value)
             yield record.line, row

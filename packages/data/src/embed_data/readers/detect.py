@@ -42,6 +42,11 @@ class Source:
     split: str | None = None
     """Of a BEIR folder."""
 
+    @property
+    def separator(self) -> str:
+        """Between the place and a line: tables have row numbers, not lines."""
+        return ":row " if self.format in ("parquet", "arrow", "datasets") else ":"
+
 
 def find(path: str, how: FileFields) -> list[Source]:
     """The sources at ``path``: a file, a folder of files, a BEIR folder, a saved or named Hugging Face dataset.
@@ -51,7 +56,7 @@ def find(path: str, how: FileFields) -> list[Source]:
     place = resolved_path(path)
     if not place.exists():
         if how.format not in ("auto", "datasets") or not _may_be_a_name(path):
-            raise DataError(f"{place}: no such file or folder: {_siblings(place)}")
+            existing(place)
         return [_named(path, how)]
     found = _folder(place, how) if place.is_dir() else [_file(place, how)]
     if how.split is not None and found[0].format not in ("beir", "datasets"):
@@ -61,18 +66,27 @@ def find(path: str, how: FileFields) -> list[Source]:
     return found
 
 
+def existing(place: Path) -> Path:
+    """``place``. Raises DataError that names what is there instead."""
+    if not place.exists():
+        raise DataError(f"{place}: no such file or folder: {_siblings(place)}")
+    return place
+
+
 def _folder(place: Path, how: FileFields) -> list[Source]:
     if how.format == "beir" or (how.format == "auto" and beir.is_beir(place)):
         return [_beir(place, how.split)]
     if (place / "dataset_dict.json").exists() or (place / "state.json").exists():
         return [_saved(place, how.split)]
-    files = sorted(p for p in place.iterdir() if p.is_file() and _known(p) is not None and not p.name.startswith("."))
+    files = sorted(
+        p for p in place.iterdir() if p.is_file() and known_format(p) is not None and not p.name.startswith(".")
+    )
     if (place / "corpus.jsonl") in files and (place / "queries.jsonl") in files:
         beir.qrels_file(place, None, prefer="train")  # says what is missing
     if files and how.format != "datasets":
         names = _names(files)
         return [_file(file, how, names[file]) for file in files]
-    if any(p.is_file() and _known(p) is not None for p in place.rglob("*")):
+    if any(p.is_file() and known_format(p) is not None for p in place.rglob("*")):
         return [_named(str(place), how)]
     listed = ", ".join(sorted(p.name for p in place.iterdir())[:10]) or "nothing"
     raise DataError(f"{place}: no file of a known format ({', '.join(SUFFIXES)}) and no BEIR folder: it has {listed}")
@@ -128,7 +142,7 @@ def _of_dataset(dataset: Any, name: str, place: str) -> Source:
 def _format(path: Path, how: FileFields) -> str:
     if how.format in ("beir", "datasets"):
         raise ConfigError(f"format {how.format!r}: {path} is a file, no folder: leave `format` out")
-    known = how.format if how.format != "auto" else _known(path)
+    known = how.format if how.format != "auto" else known_format(path)
     if known is None:
         raise DataError(
             f"{path}: the format is not known by its suffix {path.suffix!r}: set `format` to one of "
@@ -137,7 +151,8 @@ def _format(path: Path, how: FileFields) -> str:
     return known
 
 
-def _known(path: Path) -> str | None:
+def known_format(path: Path) -> str | None:
+    """Which format the suffixes of ``path`` say it is of."""
     name = path.name.lower()
     for ending in COMPRESSED:
         name = name.removesuffix(ending)
@@ -154,13 +169,13 @@ def _stem(path: Path) -> str:
 
 def _may_be_a_name(path: str) -> bool:
     """``squad`` or ``owner/name``: what the hub calls a dataset."""
-    return not path.startswith(("/", ".", "~")) and path.count("/") <= 1 and _known(Path(path)) is None
+    return not path.startswith(("/", ".", "~")) and path.count("/") <= 1 and known_format(Path(path)) is None
 
 
 def _siblings(path: Path) -> str:
     if not path.parent.is_dir():
         return f"{path.parent} does not exist either"
-    names = sorted(p.name for p in path.parent.iterdir() if p.is_dir() or _known(p) is not None)
+    names = sorted(p.name for p in path.parent.iterdir() if p.is_dir() or known_format(p) is not None)
     hint = did_you_mean(path.name, names)
     if hint.startswith("one of") and len(names) > 10:
         return f"{path.parent} has {', '.join(names[:10])}, … ({len(names)} in all)"

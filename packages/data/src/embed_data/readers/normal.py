@@ -10,6 +10,7 @@ from embed_core.datasets.jsonl import json_type
 from embed_core.datasets.rows import Row, parse_row
 from embed_core.errors import DataError
 from embed_data.readers.plan import Columns, Plan, plan
+from embed_data.readers.swift import COLUMNS as SWIFT_COLUMNS
 from embed_data.readers.swift import SHAPE as SWIFT
 from embed_data.readers.swift import is_swift, swift_row
 
@@ -29,30 +30,33 @@ class Normaliser:
 
     def row(self, value: Any) -> Row:
         """Raises DataError without a place: the reason alone."""
-        shape, fields = self._fields(value)
+        shape, fields, _ = self.fields(value)
         try:
-            row = parse_row(fields, _MARK)
+            row = parse_row(_with_score(fields), _MARK)
         except DataError as error:
             raise DataError(str(error).removeprefix(f"{_MARK}: ")) from None
         _check_characters(row)
         self.shapes[shape] = self.shapes.get(shape, 0) + 1
         return row
 
-    def _fields(self, value: Any) -> tuple[str, dict[str, Any]]:
-        """The shape's name and a FlagEmbedding row."""
+    def fields(self, value: Any) -> tuple[str, dict[str, Any], frozenset[str]]:
+        """The shape's name, a FlagEmbedding row with a pair's one ``score``, and the record's columns that are in it.
+
+        Raises DataError without a place.
+        """
         if isinstance(value, list):
             return _listed(value)
         if not isinstance(value, Mapping):
             raise DataError(f"expected an object or a list of texts, found {json_type(value)}")
         if is_swift(value) and not self._columns:
-            return SWIFT, _with_score(swift_row(value))
+            return SWIFT, swift_row(value), SWIFT_COLUMNS
         names = tuple(value)
         found = self._plans.get(names)
         if found is None:
             found = plan(names, self._columns)
             if len(self._plans) < 1000:  # a file whose every row has other keys must not fill the memory
                 self._plans[names] = found
-        return found.shape, _planned(value, found)
+        return found.shape, _planned(value, found), found.used
 
 
 def _planned(value: Mapping[str, Any], found: Plan) -> dict[str, Any]:
@@ -67,10 +71,10 @@ def _planned(value: Mapping[str, Any], found: Plan) -> dict[str, Any]:
         fields[role] = _at(value, name)
     if found.score is not None:
         fields["score"] = _at(value, found.score)
-    return _with_score(fields)
+    return fields
 
 
-def _listed(value: list[Any]) -> tuple[str, dict[str, Any]]:
+def _listed(value: list[Any]) -> tuple[str, dict[str, Any], frozenset[str]]:
     """``[anchor, positive, negative, …]`` or ``[text, text, score]``."""
     scored = len(value) == 3 and isinstance(value[2], (int, float)) and not isinstance(value[2], bool)
     texts = value[:2] if scored else value
@@ -80,8 +84,8 @@ def _listed(value: list[Any]) -> tuple[str, dict[str, Any]]:
         raise DataError("a list must be [anchor, positive, negative, …] or [text, text, score]")
     fields: dict[str, Any] = {"query": texts[0], "pos": [texts[1]], "neg": list(texts[2:])}
     if scored:
-        return "[text, text, score]", _with_score({**fields, "score": value[2]})
-    return "[anchor, positive, negatives]", fields
+        return "[text, text, score]", {**fields, "score": value[2]}, frozenset()
+    return "[anchor, positive, negatives]", fields, frozenset()
 
 
 def _texts(value: Mapping[str, Any], name: str) -> list[Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 from embed_core.errors import DataError
 
@@ -35,6 +36,12 @@ class Plan:
     """One score of query and positive."""
     extras: Mapping[str, str] | None = None
     """FlagEmbedding field → column."""
+
+    @cached_property
+    def used(self) -> frozenset[str]:
+        """Every column that is part of a row."""
+        score = (self.score,) if self.score is not None else ()
+        return frozenset((self.query, *self.pos, *self.neg, *score, *(self.extras or {}).values()))
 
 
 def plan(names: Sequence[str], columns: Columns) -> Plan:

@@ -9,6 +9,8 @@ from embed_core.datasets.jsonl import json_type
 from embed_core.errors import DataError
 
 SHAPE = "ms-swift rows"
+COLUMNS = frozenset(("messages", "positive_messages", "negative_messages"))
+"""What a row is made of, besides a pair's ``label``."""
 _MEDIA = ("images", "videos", "audios")
 
 

@@ -1,0 +1,72 @@
+"""A record of any shape as the FlagEmbedding row that it is written back as, with all else that it had."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from embed_core.errors import DataError
+from embed_data.readers.normal import Normaliser
+from embed_data.readers.plan import NEGATIVE
+
+if TYPE_CHECKING:
+    from embed_data.readers.plan import Columns
+
+READ_BY_TRAINING = frozenset(
+    ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type", "doc_id", "masked", "neg_id")
+)
+"""Keys of a FlagEmbedding row. By such a name a row of another shape has something else."""
+_SET = re.compile(r"set `columns: \{(\w+): NAME\}`")
+
+
+class Shape:
+    """What the columns of the rows stand for: by the usual names, or as ``columns`` says."""
+
+    def __init__(self, columns: Columns) -> None:
+        self._columns, self._normaliser = columns, Normaliser(columns)
+
+    def written(self, value: Any, place: str) -> dict[str, Any]:
+        """A FlagEmbedding row as it is; another with its texts under our keys and its other columns beside them.
+
+        Raises DataError for a record that is no row, and for a scored pair.
+        """
+        if not self._columns and _as_it_is(value):
+            own: dict[str, Any] = value
+            return own
+        try:
+            shape, fields, used = self._normaliser.fields(value)
+        except DataError as error:
+            raise DataError(f"{place}: {_SET.sub(_as_option, str(error))}") from None
+        if fields.get("score") is not None:
+            raise DataError(
+                f"{place}: a (text, text, score) row says how alike two texts are, not that one answers the other: "
+                "mine the pairs that do, without the score"
+            )
+        data = {name: one for name, one in fields.items() if one is not None and name != "score"}
+        if not data["neg"]:
+            del data["neg"]
+        for name, one in value.items() if isinstance(value, Mapping) else ():
+            if name not in used:
+                data[_free(name, data, foreign=shape != "FlagEmbedding rows")] = one
+        return data
+
+
+def _as_it_is(value: Any) -> bool:
+    """Whether a record is a FlagEmbedding row and none of its texts has another name."""
+    if not isinstance(value, dict) or "query" not in value or not isinstance(value.get("pos"), list):
+        return False
+    negatives = value.get("neg")
+    one_name = not any(name != "neg" and NEGATIVE.fullmatch(name) for name in value)
+    return one_name and (negatives is None or isinstance(negatives, list))
+
+
+def _free(name: str, data: Mapping[str, Any], *, foreign: bool) -> str:
+    """Under which name a column is kept: training must not read it for something else."""
+    while name in data or (foreign and name in READ_BY_TRAINING):
+        name = f"{name}_"
+    return name
+
+
+def _as_option(found: re.Match[str]) -> str:
+    return f"add --column {found[1]}=NAME"
