@@ -35,6 +35,7 @@ ROWS: list[dict[str, Any]] = [
     {"query": 'was ist ein "Kranich",\nund wo?', "pos": ["Ein Kranich\tfliegt."], "neg": []},
     {
         "query": "狸とは何か?",
+        "masked": ["狸は哺乳類です。", "狸。"],
         "pos": ["狸は動物です。"],
         "neg": ["鶴は鳥です。", "蛙。"],
         "pos_scores": [0.9],
@@ -71,6 +72,7 @@ def content(dataset: Any) -> list[dict[str, Any]]:
             if getattr(row, name) is not None:
                 fields["doc_id" if name == "pos_keys" else name] = list(getattr(row, name))
         fields |= {} if row.prompt is None else {"prompt": row.prompt}
+        fields |= {"masked": list(row.masked)} if row.masked else {}
         found.append(fields | ({} if row.type == "normal" else {"type": row.type}))
     return found
 

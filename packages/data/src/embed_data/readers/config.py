@@ -10,7 +10,7 @@ from embed_core.config.base import Section
 from embed_core.errors import did_you_mean
 
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "datasets"]
-ROLES = ("query", "pos", "neg", "pos_scores", "neg_scores", "score", "prompt", "type", "doc_id")
+ROLES = ("query", "pos", "neg", "pos_scores", "neg_scores", "score", "prompt", "type", "doc_id", "masked")
 """What a column may stand for. `pos` and `neg` may be several columns; the others are one."""
 SEVERAL = ("pos", "neg")
 
@@ -22,8 +22,8 @@ class FileFields(Section):
     """`auto` recognises it by suffix and content; gzip and zstd are recognised under any format."""
     columns: dict[str, str | tuple[str, ...]] = Field(default_factory=dict)
     """Role → the file's own column(s): `{query: question, pos: answer, neg: [wrong_1, wrong_2]}`; `a.b` goes into a
-    nested object. Roles: query, pos, neg, pos_scores, neg_scores, score, prompt, type, doc_id. Roles left out are
-    recognised by the usual names."""
+    nested object. Roles: query, pos, neg, pos_scores, neg_scores, score, prompt, type, doc_id, masked. Roles left
+    out are recognised by the usual names."""
     header: bool = True
     """Whether the first line of a CSV or TSV file names its columns; without, they are `1`, `2`, …"""
     split: str | None = None

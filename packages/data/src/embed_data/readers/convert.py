@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embed_data.readers.config import FileFields
     from embed_data.readers.detect import Source
 
-VERSION = 1
+VERSION = 2
 """Raised with every change of what the same file is read into."""
 SKIPPED = "skipped.jsonl"
 NOTICE = 500_000

@@ -68,7 +68,7 @@ def _planned(value: Mapping[str, Any], found: Plan) -> dict[str, Any]:
         raise DataError(f"no positive: {', '.join(f'`{name}`' for name in found.pos)} is empty")
     fields["neg"] = [text for name in found.neg for text in _texts(value, name)]
     for role, name in (found.extras or {}).items():
-        fields[role] = _at(value, name)
+        fields[role] = _texts(value, name) if role == "masked" else _at(value, name)
     if found.score is not None:
         fields["score"] = _at(value, found.score)
     return fields

@@ -17,7 +17,7 @@ POS_NAMES = (
 NEGATIVE = re.compile(r"(?:hard[_-]?)?neg(?:ative)?s?(?:[_-]?\d+)?")
 """`neg`, `negative`, `negatives`, `negative_1`, `hard_negative_2`, …"""
 SCORE_NAMES = ("score", "similarity_score", "similarity", "label")
-EXTRAS = ("pos_scores", "neg_scores", "prompt", "type", "doc_id")
+EXTRAS = ("pos_scores", "neg_scores", "prompt", "type", "doc_id", "masked")
 """Fields of FlagEmbedding rows: recognised there only, as other data means other things by these names."""
 
 Columns = Mapping[str, str | Sequence[str]]

@@ -44,6 +44,7 @@ SCHEMA = pa.schema(
         "type": pa.string(),
         "pos_keys": _TEXTS,
         "neg_keys": _TEXTS,
+        "masked": _TEXTS,
         "line": pa.int64(),
     }
 )
@@ -78,7 +79,7 @@ class TableWriter:
         """``line``: of the file, or number of the row."""
         values = (
             row.query, row.pos, row.neg, row.pos_scores, row.neg_scores,
-            row.prompt, row.type, row.pos_keys, row.neg_keys,
+            row.prompt, row.type, row.pos_keys, row.neg_keys, row.masked,
         )  # fmt: skip
         for column, value in zip(self._batch.values(), (*values, line), strict=True):
             column.append(value)
@@ -185,6 +186,7 @@ class Table:
             type=values["type"],
             pos_keys=_tuple(values["pos_keys"]),
             neg_keys=_tuple(values["neg_keys"]),
+            masked=tuple(values["masked"]),
             place=f"{self.place}{self._separator}{values['line']}",
         )
 
