@@ -70,24 +70,26 @@ class _Products(torch.autograd.Function):
         if mask is not None:
             logits.view(texts, heads, length, -1).add_(mask.to(logits.dtype))
         weights = torch.softmax(logits, dim=-1)
-        mask, ctx.kept = keep_mask(weights, dropout) if dropout else (None, 1.0)
-        ctx.save_for_backward(*flat, weights, mask)
-        ctx.scale = scale
-        # Without a graph nobody needs the weights as they were.
-        used = weights if mask is None else weights * mask if any(ctx.needs_input_grad) else weights.mul_(mask)
+        used, ctx.kept, ctx.scale, ctx.dropped = weights, 1.0, scale, bool(dropout)
+        if dropout:
+            mask, ctx.kept = keep_mask(weights, dropout)
+            # Without a graph nobody needs the weights as they were.
+            used = weights * mask if any(ctx.needs_input_grad) else weights.mul_(mask)
+        ctx.save_for_backward(*flat, weights, used)
         return _product(used, flat[2], ctx.kept).view(texts, heads, length, width)
 
     @staticmethod
     def backward(ctx: Any, *gradients: Tensor) -> tuple[Tensor | None, ...]:
-        query, key, value, weights, mask = ctx.saved_tensors
+        query, key, value, weights, used = ctx.saved_tensors
         shape = gradients[0].shape
         upstream = gradients[0].reshape(query.shape)
-        used = weights if mask is None else weights * mask
         value_gradient = _product(used.transpose(1, 2), upstream, ctx.kept)
         inner = _product(upstream, value.transpose(1, 2), ctx.kept)
-        if mask is not None:
-            inner.mul_(mask)
-        inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
+        if ctx.dropped:  # the softmax's gradient, and that of what was dropped, in two passes less
+            inner.mul_(used)
+            inner.addcmul_(weights, inner.sum(-1, keepdim=True), value=-1)
+        else:
+            inner = torch._softmax_backward_data(inner, weights, -1, weights.dtype)
         query_gradient = _product(inner, key, ctx.scale)
         key_gradient = _product(inner.transpose(1, 2), query, ctx.scale)
         back = [
