@@ -366,6 +366,13 @@ def test_outputs_that_cannot_be(beir: Path, tmp_path: Path) -> None:
     assert "damaged (not JSON): remove the folder" in fails(rows, "-o", tmp_path / "o.jsonl")
 
 
+def test_without_bm25s_nothing_is_begun(beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "bm25s", None)
+    message = fails(beir, "-o", tmp_path / "o.jsonl")
+    assert "needs bm25s, which is not installed: pip install 'embed-data[mine]'" in message
+    assert not list(tmp_path.glob(".o.jsonl*"))
+
+
 def test_a_second_launcher(beir: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("RANK", "0")
     assert "--nproc 2 under another launcher" in fails(beir, "-o", tmp_path / "o.jsonl", "--nproc", 2)

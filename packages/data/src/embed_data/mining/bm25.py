@@ -31,7 +31,7 @@ def build_index(collection: Collection, folder: Path, progress: Progress) -> Non
     target = folder / FOLDER
     if target.exists():
         return
-    model = _bm25s().BM25(k1=1.2, b=0.75)
+    model = library().BM25(k1=1.2, b=0.75)
     vocabulary: dict[str, int] = {}
     ids: list[array[int]] = []
     with progress.stage("indexing documents", len(collection)) as advance:
@@ -52,7 +52,7 @@ class Bm25:
 
     def __init__(self, rows: Rows, collection: Collection, folder: Path) -> None:
         self._rows, self._minable = rows, collection.minable
-        self._model = _bm25s().BM25.load(folder / FOLDER, mmap=True, load_vocab=True)
+        self._model = library().BM25.load(folder / FOLDER, mmap=True, load_vocab=True)
 
     def search(self, rows: Sequence[int], depth: int) -> list[Ranked]:
         """Documents that share no term with the query are left out: their order would be that of the corpus."""
@@ -79,7 +79,8 @@ def _best(scores_N: Any, depth: int) -> Ranked:
     return Ranked(order.tolist(), scores_N[order].tolist())
 
 
-def _bm25s() -> Any:
+def library() -> Any:
+    """The module bm25s. Raises ConfigError where it is not installed."""
     try:
         import bm25s
     except ImportError:

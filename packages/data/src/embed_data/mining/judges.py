@@ -27,6 +27,12 @@ class Judges:
         self._request, self._rows, self._collection, self._ranks = request, rows, collection, ranks
         self.digests: dict[str, str] = {}
         """Of the weights, for the plan."""
+        self._searches = not request.audit or not (request.teacher or request.cross_encoder)
+        """Whether `by` has anything to do: an audit by another judge leaves it out."""
+        if request.by == "bm25" and self._searches:
+            from embed_data.mining.bm25 import library
+
+            library()  # before anything is written
         choices = list(request.models)
         self._dense = self._encoder(choices.pop(0), request.way, announce) if request.by == "dense" else None
         self._teacher: TextEncoder | None = None
@@ -44,8 +50,8 @@ class Judges:
 
     def ready(self, folder: Path, progress: Progress) -> tuple[Retriever | None, Judge | None]:
         """What ranks and what judges, the same where nothing else was asked for; None where rows have their scores."""
-        needed = not self._request.audit or (self._cross is None and self._teacher is None)
-        retriever = self._retriever(folder, progress) if needed and self._request.by != "scores" else None
+        searches = self._searches and self._request.by != "scores"
+        retriever = self._retriever(folder, progress) if searches else None
         if self._cross is not None:
             return retriever, self._cross
         if self._teacher is not None:
