@@ -72,9 +72,9 @@ class _Products(torch.autograd.Function):
         weights = torch.softmax(logits, dim=-1)
         used, ctx.kept, ctx.scale, ctx.dropped = weights, 1.0, scale, bool(dropout)
         if dropout:
-            mask, ctx.kept = keep_mask(weights, dropout)
+            keep, ctx.kept = keep_mask(weights, dropout)
             # Without a graph nobody needs the weights as they were.
-            used = weights * mask if any(ctx.needs_input_grad) else weights.mul_(mask)
+            used = weights * keep if any(ctx.needs_input_grad) else weights.mul_(keep)
         ctx.save_for_backward(*flat, weights, used)
         return _product(used, flat[2], ctx.kept).view(texts, heads, length, width)
 

@@ -151,7 +151,7 @@ class _Session:
         dataset, sampler = self.phases.data(number)
         context = self.phases.context_of(number)
         # What building it says was said at the first phase; of a new start nothing is left once weights are passed on.
-        model = self.models.build(context if weights is None else replace(context, announce=_silent), number)
+        model = self.models.build(context if weights is None else replace(context, announce=lambda line: None), number)
         module: Any = model
         if weights is not None:
             load(module, weights, self.ranks)
@@ -380,10 +380,6 @@ class _Session:
             raise next((c for c in classes if c.__name__ == kind), CheckpointError)(message)
         answered: T = result
         return answered
-
-
-def _silent(line: str) -> None:
-    """An ``Announce`` that says nothing."""
 
 
 def _versions() -> dict[str, str]:

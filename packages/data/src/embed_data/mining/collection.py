@@ -12,7 +12,7 @@ from embed_core.datasets import beir
 from embed_core.datasets.jsonl import json_type
 from embed_core.errors import DataError
 from embed_core.identity import identity
-from embed_data.mining.objects import open_objects, silent
+from embed_data.mining.objects import open_objects
 from embed_data.readers.config import FileFields
 from embed_data.readers.detect import existing, find, known_format
 
@@ -126,7 +126,7 @@ class Collection:
 class CorpusFile:
     """Documents of a file of any format (``text``, optional ``title``, ``_id`` or ``id``) or of a BEIR folder."""
 
-    def __init__(self, path: Path, announce: Announce = silent) -> None:
+    def __init__(self, path: Path, announce: Announce = lambda line: None) -> None:
         existing(path)
         if path.is_dir():
             if not (path / "corpus.jsonl").is_file():

@@ -27,8 +27,8 @@ class Judges:
         self._request, self._rows, self._collection, self._ranks = request, rows, collection, ranks
         self.digests: dict[str, str] = {}
         """Of the weights, for the plan."""
-        self._searches = not request.audit or not (request.teacher or request.cross_encoder)
-        """Whether `by` has anything to do: an audit by another judge leaves it out."""
+        self._searches = request.by != "scores" and not (request.audit and (request.teacher or request.cross_encoder))
+        """Whether `by` ranks: scores do not, and an audit by another judge has no use for it."""
         if request.by == "bm25" and self._searches:
             from embed_data.mining.bm25 import library
 
@@ -50,8 +50,7 @@ class Judges:
 
     def ready(self, folder: Path, progress: Progress) -> tuple[Retriever | None, Judge | None]:
         """What ranks and what judges, the same where nothing else was asked for; None where rows have their scores."""
-        searches = self._searches and self._request.by != "scores"
-        retriever = self._retriever(folder, progress) if searches else None
+        retriever = self._retriever(folder, progress) if self._searches else None
         if self._cross is not None:
             return retriever, self._cross
         if self._teacher is not None:

@@ -28,10 +28,6 @@ VERSION = 1
 COPY = "records.jsonl"
 
 
-def silent(line: str) -> None:
-    """Announces nothing."""
-
-
 class Objects(Protocol):
     """Records, read on access."""
 

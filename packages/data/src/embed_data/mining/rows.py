@@ -11,7 +11,7 @@ from embed_core.datasets import beir
 from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path, json_type
 from embed_core.datasets.rows import Row, parse_row
 from embed_core.errors import ConfigError, DataError
-from embed_data.mining.objects import InPlace, Objects, open_objects, silent
+from embed_data.mining.objects import InPlace, Objects, open_objects
 from embed_data.mining.shape import Shape
 from embed_data.readers.config import FileFields
 from embed_data.readers.detect import existing, find
@@ -45,7 +45,9 @@ class Rows(Protocol):
         ...
 
 
-def open_rows(path: Path, split: str | None, how: FileFields | None = None, announce: Announce = silent) -> Rows:
+def open_rows(
+    path: Path, split: str | None, how: FileFields | None = None, announce: Announce = lambda line: None
+) -> Rows:
     """The rows at ``path``, of any format that dataset kind `file` reads, read as ``how`` says.
 
     Raises DataError where there are none, ConfigError for options that do not apply to what is there.
