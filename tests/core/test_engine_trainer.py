@@ -16,14 +16,14 @@ from safetensors.torch import load_file
 
 from embed_core.config.base import EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig
 from embed_core.config.run import RunConfig, ScheduleConfig
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.resume import TrainState
-from embed_core.engine.schedule import factor
-from embed_core.engine.trainer import Components, Pace, Trainer
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
 from embed_core.hookspecs import hookimpl
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
+from embed_core.train.checkpoint import TrainState
+from embed_core.train.lr_schedule import factor
+from embed_core.train.trainer import Components, Pace, Trainer
 from embed_core.types import Batch, LossOutput, Targets
 
 
@@ -271,7 +271,7 @@ def test_a_tracker_that_is_not_installed_costs_no_former_run(
 ) -> None:
     hello_run("evaluation=[]")
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
-    monkeypatch.setattr("embed_core.tracking._is_installed", lambda package: False)
+    monkeypatch.setattr("embed_core.observers.trackers._is_installed", lambda package: False)
     with pytest.raises(ConfigError, match="'wandb' is not installed"):
         hello_run("tracking.report_to=[wandb]", overwrite=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before

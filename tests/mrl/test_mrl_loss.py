@@ -13,7 +13,7 @@ from torch.nn.functional import cross_entropy, normalize
 from embed_bge.loss_config import BGEUnifiedConfig
 from embed_core.context import BuildContext
 from embed_core.errors import ConfigError
-from embed_core.losses import search
+from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.protocols import TakesOtherDense
 from embed_core.registry import Registry
@@ -158,7 +158,7 @@ def test_the_product_is_not_shared_where_it_does_not_serve(monkeypatch: pytest.M
     assert not prefix.serves(build(BGEUnifiedConfig()).inner, batch, targets, wide)
     monkeypatch.setattr(prefix, "LEAST_SAVED", 0)
     whole = build(dims=(4,))(batch, targets).loss
-    monkeypatch.setattr(search, "TILE_BYTES", 64)
+    monkeypatch.setattr(tiled_cross_entropy, "TILE_BYTES", 64)
     tiled = build(dims=(4,))
     assert not prefix.serves(tiled.inner, batch, targets, wide), "the table is computed in tiles"
     assert_same((tiled(batch, targets).loss, batch), (whole, batch))

@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from embed_core.card import RunCard
+    from embed_core.export.model_card import RunCard
 
 
 @runtime_checkable
@@ -44,7 +44,7 @@ class Model(Protocol):
     # A text model may also have a settable ``pad_to_multiple_of: int``: ``collate`` then pads a chunk's length to it.
     # The engine sets what the hardware likes (8 for tensor cores, 32 for bf16 on CPUs).
     # One with a settable ``packed: bool`` lets the engine have chunks without padding, for flash-attention: ``collate``
-    # then puts texts one after another, as :mod:`embed_core.packing` says, and ``forward`` takes that.
+    # then puts texts one after another, as :mod:`embed_core.text.varlen` says, and ``forward`` takes that.
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
         """Unpadded token lists, truncated to the role's maximum length. Called from a background thread."""

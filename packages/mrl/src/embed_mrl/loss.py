@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embed_core.distributed.seeds import seed_of
 from embed_core.embeddings import detach
-from embed_core.engine.seeds import seed_of
 from embed_core.protocols import TakesOtherDense
 from embed_core.scoring.need import missing
 from embed_core.types import Batch, Embeddings, LossOutput
