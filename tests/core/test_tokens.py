@@ -192,7 +192,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from hashlib import blake2b
-from embed_core.tokens.store import TokenStore
+from embed_core.text.token_store import TokenStore
 key = lambda n: blake2b(str(n).encode(), digest_size=16).digest()
 said = []
 store = TokenStore(Path(sys.argv[1]), said.append)

@@ -131,12 +131,11 @@ def test_the_encoder_is_frozen_the_heads_are_not_and_the_share_is_said(adapt: Ad
 
 
 def test_millions_are_said_as_such(monkeypatch: pytest.MonkeyPatch, adapt: Adapt) -> None:
-
     from embed_core.models.lora.build import summary
-    from embed_core.zero import engine as zero_engine
+    from embed_core.zero import optimizer
 
     model, counts = adapt(), iter([420_000, 24_100_000])
-    monkeypatch.setattr(zero_engine, "count_parameters", lambda parameters: next(counts))
+    monkeypatch.setattr(optimizer, "count_parameters", lambda parameters: next(counts))
     line = summary(model, model.config_of_lora)
     assert line == "LoRA r 4, alpha 32: trainable 0.42 M of 24.1 M parameters (1.7 %)"
 

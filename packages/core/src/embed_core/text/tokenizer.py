@@ -53,7 +53,7 @@ class TextTokenizer:
 
     def fingerprint(self) -> str:
         """Of all that the token lists depend on besides text, role and instruction: what a model's
-        ``tokenizer_fingerprint`` returns, so that the engine may keep them (:mod:`embed_core.text`)."""
+        ``tokenizer_fingerprint`` returns, so that the engine may keep them (:mod:`embed_core.text.token_cache`)."""
         import tokenizers
 
         facts = [tokenizers.__version__]
