@@ -23,7 +23,7 @@ from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.checkpoint import TrainState
 from embed_core.train.lr_schedule import factor
-from embed_core.train.trainer import Components, Pace, Trainer
+from embed_core.train.trainer import Components, Pace, Runtime, Trainer
 from embed_core.types import Batch, LossOutput, Targets
 
 
@@ -301,6 +301,7 @@ def test_more_ranks_than_rows_are_refused_alike_on_every_rank() -> None:
     config = RunConfig.model_construct(sampler=InOrder(batch_size=4))
     for rank in range(3):
         ranks = Ranks(rank, 3, rank, "cpu")
-        trainer = Trainer(config, parts, None, ranks, TrainState(), None, lambda e: None, print)  # type: ignore[arg-type]
+        runtime = Runtime(ranks, None, lambda event: None, print)  # type: ignore[arg-type]
+        trainer = Trainer(config, parts, None, TrainState(), runtime)
         with pytest.raises(EmbedError, match="'in-order': batch 0 has 2 rows for 3 ranks: every rank needs one"):
             trainer._batch(0)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embed_core.embeddings import values
+from embed_core.protocols import PacksChunks, provides
 from embed_core.types import Embeddings, Encoded
 
 ONE_BY_ONE = "embed_one_by_one"
@@ -69,7 +70,8 @@ def _visible(length: int, causal: bool, window: int | None, device: torch.device
 
 def can_pack(model: Any) -> bool:
     """Whether ``model`` has a settable ``packed`` and gives packed texts the embeddings that it gives padded ones."""
-    if not hasattr(model, "packed"):
+    packs: bool = provides(model, PacksChunks)
+    if not packs:
         return False
     encoded = [one for role in ("query", "passage") for one in model.tokenize(TEXTS, role, [None] * len(TEXTS))]
     with torch.no_grad(), _evaluating(model):

@@ -15,7 +15,7 @@ from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.distributed.seeds import seed_generators, seed_of
 from embed_core.embeddings import concat, select
-from embed_core.protocols import Model
+from embed_core.protocols import Model, PacksChunks, PadsToMultiple, provides
 from embed_core.types import Embeddings, Encoded
 
 PRICE = 16
@@ -36,8 +36,9 @@ class Cutting:
     @classmethod
     def of(cls, model: Any, budget: int) -> Cutting:
         """As ``model``, prepared by the engine, collates them."""
-        packed = bool(getattr(model, "packed", False))
-        return cls(budget, 1 if packed else getattr(model, "pad_to_multiple_of", None) or 1, packed)
+        packed = provides(model, PacksChunks) and bool(model.packed)
+        multiple = (model.pad_to_multiple_of or 1) if provides(model, PadsToMultiple) else 1
+        return cls(budget, 1 if packed else multiple, packed)
 
     def lengths(self, encoded: Sequence[Encoded]) -> list[int]:
         """What each text takes of a chunk of such texts."""

@@ -50,8 +50,8 @@ class HostBatch:
         return sum(e.length for e in self.encoded)
 
     @property
-    def squares(self) -> int:
-        """Of their lengths, summed."""
+    def squared_lengths(self) -> int:
+        """Sum of the squared lengths of the distinct texts: the cost of attention grows with it."""
         return sum(e.length * e.length for e in self.encoded)
 
 

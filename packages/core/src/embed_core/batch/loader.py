@@ -10,7 +10,7 @@ from typing import TypeVar
 from embed_core.batch.collate import HostBatch, draw, make_host_batch, share
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.protocols import CompletesExamples, Dataset, Sampler
+from embed_core.protocols import CompletesExamples, Dataset, Sampler, provides
 from embed_core.text.token_cache import Tokenizes
 from embed_core.types import Example
 
@@ -39,7 +39,7 @@ class Batches:
     def examples(self, number: int, rank: int = 0, world_size: int = 1) -> list[Example]:
         """What the loop draws for that share: a function of (seed, number, row)."""
         drawn = draw(self.dataset, self.rows(number, rank, world_size), self.config.seed, number)
-        return self.dataset.complete(drawn) if isinstance(self.dataset, CompletesExamples) else drawn
+        return self.dataset.complete(drawn) if provides(self.dataset, CompletesExamples) else drawn
 
     def host(
         self, model: Tokenizes, number: int, rank: int = 0, world_size: int = 1, *, deduplicate: bool | None = None

@@ -6,11 +6,14 @@ import logging
 import os
 import re
 import warnings
+from collections.abc import Callable
 from dataclasses import dataclass
 from datetime import timedelta
-from typing import Any
+from typing import Any, TypeVar, cast
 
-from embed_core.errors import ConfigError
+from embed_core.errors import CheckpointError, ConfigError, EmbedError
+
+T = TypeVar("T")
 
 
 class RankLostError(RuntimeError):
@@ -58,6 +61,19 @@ class Ranks:
         box: list[Any] = [None] * self.world_size
         dist.all_gather_object(box, value)
         return box
+
+    def on_rank_0(self, function: Callable[[], T]) -> T:
+        """Run ``function`` on rank 0 only. Every rank gets its result, or raises the same EmbedError."""
+        answer: tuple[T | None, str, str] = (None, "", "")
+        if self.rank == 0:
+            try:
+                answer = (function(), "", "")
+            except (EmbedError, OSError) as error:
+                answer = (None, type(error).__name__, str(error))
+        result, kind, message = self.broadcast(answer)
+        if kind:
+            raise next((c for c in EmbedError.__subclasses__() if c.__name__ == kind), CheckpointError)(message)
+        return cast(T, result)
 
     def largest(self, value: int) -> int:
         """The largest of every rank's ``value``."""

@@ -20,6 +20,7 @@ from embed_core.batch.global_batch import GlobalBatch
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import map_values, offsets_of, select, values
 from embed_core.profiling.activation_memory import allocated, watched
+from embed_core.protocols import shares_rows
 from embed_core.types import Batch, Embeddings, Example, MultiVectors, SparseVectors
 
 FIRST_ROWS = 32
@@ -77,7 +78,7 @@ class LossProbe:
         texts = synthetic(self.sample, self.tokens, [one.length for one in host.encoded])
         texts = map_values(texts, lambda value: value.requires_grad_())
         targets = shared.targets
-        if self.ranks > 1 and getattr(self.loss, "shares_rows", False):
+        if self.ranks > 1 and shares_rows(self.loss):
             targets = targets._replace(own_rows=(0, max(1, len(examples) // self.ranks)))
 
         def forward() -> list[Tensor]:

@@ -29,6 +29,6 @@ class Meter:
         each = ranks.gather(peak)
         self.peak = None if None in each else sum(each)
 
-    def flops(self, tokens: int, squares: int) -> float | None:
-        """Model FLOPs of a step over texts of ``tokens`` tokens in all; ``squares`` sums their squared lengths."""
-        return None if self._cost is None else self._cost.training(tokens, squares)
+    def flops(self, tokens: int, squared_lengths: int) -> float | None:
+        """Model FLOPs of a step over ``tokens`` tokens, of texts whose lengths squared add up to ``squared_lengths``."""
+        return None if self._cost is None else self._cost.training(tokens, squared_lengths)

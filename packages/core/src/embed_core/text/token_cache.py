@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal, Protocol
 import numpy as np
 
 from embed_core.errors import ConfigError
+from embed_core.protocols import CachesTokens, provides
 from embed_core.text.token_store import TokenStore
 from embed_core.types import Encoded
 
@@ -86,16 +87,16 @@ def cached_tokens(
     ids depend on by ``tokenizer_fingerprint()``; one that has no such method is never cached. Raises ConfigError where
     `on` asks for it.
     """
-    fingerprint = getattr(model, "tokenizer_fingerprint", None)
-    if choice == "on" and fingerprint is None:
+    cacheable = provides(model, CachesTokens)
+    if choice == "on" and not cacheable:
         raise ConfigError(
             f"engine.token_cache: 'on' needs a model that has tokenizer_fingerprint(), {type(model).__name__} has not: "
             "set auto or off"
         )
-    if fingerprint is None or choice == "off" or (choice == "auto" and not repeats):
+    if not cacheable or choice == "off" or (choice == "auto" and not repeats):
         tokenizes: Tokenizes = model
         return tokenizes
-    name: str = fingerprint()
+    name: str = model.tokenizer_fingerprint()
     file = folder / "tokens" / f"{blake2b(name.encode(), digest_size=12).hexdigest()}.sqlite"
     return CachedTokens(model, name, TokenStore(file, announce))
 

@@ -10,10 +10,12 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import time
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
+from embed_core.config.base import CheckpointConfig
 from embed_core.distributed.process_group import Ranks, is_lost_rank
 from embed_core.errors import CheckpointError
 from embed_core.train.output_dir import replace_directory, write_text
@@ -121,6 +123,37 @@ class CheckpointStore:
         for step in self.steps():
             if step not in keep:
                 shutil.rmtree(self.path(step), ignore_errors=True)
+
+
+class CheckpointSchedule:
+    """Saves the training states of a phase when they are due: every so many steps, every so many minutes, and last."""
+
+    def __init__(self, config: CheckpointConfig, store: CheckpointStore, engine: Any, state: TrainState) -> None:
+        self._config, self._store, self._engine, self._state = config, store, engine, state
+        self._saved_at, self._saved_step = time.monotonic(), state.step
+        self.is_due = False
+        """Whether rank 0 asked for a checkpoint before the step that was just taken."""
+
+    def minutes_are_over(self) -> bool:
+        """Whether this rank's clock asks for a checkpoint. Clocks differ and saving is a collective: rank 0's answer
+        counts, and the step tells it to all ranks."""
+        minutes = self._config.every_minutes
+        return bool(minutes) and time.monotonic() - self._saved_at >= 60 * minutes
+
+    def save_if_due(self, *, force: bool) -> None:
+        """Save the state of the current step where it is due, or where ``force`` asks for it."""
+        every = self._config.every_steps
+        if force or self.is_due or (every and self._state.step % every == 0):
+            self._save()
+
+    def save_last(self) -> None:
+        """Save the last state where any is saved: the last evaluation may fail, and a run may be trained on."""
+        if (self._config.every_steps or self._config.every_minutes) and self._saved_step != self._state.step:
+            self._save()
+
+    def _save(self) -> None:
+        self._store.save(self._engine, self._state)
+        self._saved_at, self._saved_step = time.monotonic(), self._state.step
 
 
 def check_same_run(saved: TrainState, now: TrainState) -> None:

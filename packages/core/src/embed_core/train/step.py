@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, NamedTuple, TypeVar, cast
 
 import torch
 from torch import Tensor
@@ -23,7 +23,7 @@ from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import detach, map_values, select, values
 from embed_core.errors import EmbedError
 from embed_core.hardware.oom import OutOfMemoryError, first_line, is_out_of_memory
-from embed_core.protocols import Announce, Loss, Model
+from embed_core.protocols import Announce, Loss, Model, shares_rows
 from embed_core.train.strategy import Fit, Probe, Strategy
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_core.zero.reset import reserved_bytes
@@ -33,9 +33,27 @@ T = TypeVar("T")
 __all__ = ["Chunks", "Step", "StepOutput"]
 
 
+class RankNotes(NamedTuple):
+    """What each rank tells the others along with the exchange of a global batch, in integers."""
+
+    checkpoint_due: int
+    """1 where rank 0 asks for a checkpoint after this step; only rank 0's note counts."""
+    squared_lengths: int
+    """Sum of the squared lengths of the rank's distinct texts, in tokens."""
+    chunks: int
+    padded_tokens: int
+    chunk_tokens: int
+    text_tokens: int
+
+    @property
+    def sizes(self) -> Sizes:
+        """The sizes of the rank's chunks."""
+        return Sizes(self.chunks, self.padded_tokens, self.chunk_tokens, self.text_tokens)
+
+
 @dataclass(frozen=True, slots=True)
 class StepOutput:
-    """What a forward and backward tell."""
+    """The results of one forward and backward, the same on every rank."""
 
     loss: Tensor
     metrics: dict[str, Tensor]
@@ -44,10 +62,10 @@ class StepOutput:
     padded_tokens: int
     row_ids: Tensor
     """int64 row ids of the global batch."""
-    word: int
-    """What rank 0 gave as ``word``."""
-    squares: int
-    """Of the lengths of the texts in tokens, summed over all ranks: what attention costs."""
+    checkpoint_due: bool
+    """Whether rank 0 asked for a checkpoint after this step."""
+    squared_lengths: int
+    """Sum of the squared lengths of the texts in tokens, over all ranks: the cost of attention grows with it."""
 
 
 class Step:
@@ -68,21 +86,23 @@ class Step:
         self._tried: tuple[Sizes, Strategy] | None = None
 
     def forward_backward(
-        self, host: HostBatch, step: int, *, seed: int = 0, last: bool = True, word: int = 0
+        self, host: HostBatch, step: int, *, seed: int = 0, last: bool = True, checkpoint_due: bool = False
     ) -> StepOutput:
         """Accumulate the gradient of ``host``'s global batch.
 
         The same on every number of ranks, with any chunking and either strategy. ``seed`` is this rank's for dropout;
-        ``last`` says whether the optimizer steps after this batch, so that gradients are reduced now; ``word`` is a
-        number that rank 0 tells all ranks, which costs nothing here.
+        ``last`` says whether the optimizer steps after this batch, so that gradients are reduced now. Rank 0's
+        ``checkpoint_due`` travels to all ranks with the numbers that they exchange anyway.
 
         Raises OutOfMemoryError, on all ranks alike, where memory did not suffice and another attempt may be made after
         :func:`embed_core.zero.reset.drop_gradients` and :meth:`shrink`; EmbedError where the ranks cannot go back.
         """
         config = self.fit.config
         chunks = Chunks(host.encoded, self.model, config, self.ranks, seed, equal=False)
-        shared = GlobalBatch(host, step, self.ranks, (word, host.squares, *chunks.sizes))
-        sizes = Sizes.largest([note[2:] for note in shared.notes])
+        own = RankNotes(int(checkpoint_due), host.squared_lengths, *chunks.sizes)
+        shared = GlobalBatch(host, step, self.ranks, own)
+        notes = [RankNotes(*numbers) for numbers in shared.notes]
+        sizes = Sizes.largest([note.sizes for note in notes])
         if config.needs_equal_chunks(self.ranks.world_size):
             chunks.equalize(sizes.chunks)
         output, padded_tokens = self._watched(lambda: self._run(chunks, shared, sizes, last), sizes)
@@ -93,8 +113,8 @@ class Step:
             tokens=shared.tokens,
             padded_tokens=padded_tokens,
             row_ids=shared.targets.row_ids_B,
-            word=shared.notes[0][0],
-            squares=sum(note[1] for note in shared.notes),
+            checkpoint_due=bool(notes[0].checkpoint_due),
+            squared_lengths=sum(note.squared_lengths for note in notes),
         )
 
     def shrink(self) -> None:
@@ -219,7 +239,7 @@ class Step:
         return self._together(encode, padded_tokens, collective=self._stage == 3)
 
     def _loss(self, local: Embeddings, shared: GlobalBatch) -> LossOutput:
-        parts = self.ranks.world_size > 1 and getattr(self.loss, "shares_rows", False)
+        parts = self.ranks.world_size > 1 and shares_rows(self.loss)
         texts = gather_embeddings(local, self.ranks, shared.texts, parts=parts)
         batch = Batch(select(texts, shared.query_index_B), select(texts, shared.passage_index_P))
         if not parts:

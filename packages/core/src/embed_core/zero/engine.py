@@ -20,7 +20,7 @@ from embed_core.config.run import EngineConfig, TrainConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import to_float32
 from embed_core.errors import ConfigError
-from embed_core.protocols import Announce
+from embed_core.protocols import Announce, PadsToMultiple, provides
 from embed_core.types import Embeddings
 from embed_core.zero import frozen
 from embed_core.zero.optimizer import count_parameters, parameter_groups
@@ -131,6 +131,6 @@ def apply_engine_options(
         if engine.zero_stage < 3:
             module.tables = SharedTables(module.model)
     module.mixed = engine.precision == "bf16"
-    if hasattr(module.model, "pad_to_multiple_of"):
-        model: Any = module.model
+    model: Any = module.model
+    if provides(model, PadsToMultiple):
         model.pad_to_multiple_of = math.lcm(model.pad_to_multiple_of, auto.length_multiple(engine, ranks))

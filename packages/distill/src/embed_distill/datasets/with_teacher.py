@@ -7,7 +7,7 @@ from dataclasses import replace
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Literal
 
-from embed_core.protocols import CompletesExamples
+from embed_core.protocols import CompletesExamples, provides
 from embed_distill.teacher.precompute import fill, is_complete
 
 if TYPE_CHECKING:
@@ -47,7 +47,7 @@ class WithTeacher:
 
         The teacher uses its own prompts; those of the rows are the student's.
         """
-        if isinstance(self.inner, CompletesExamples):
+        if provides(self.inner, CompletesExamples):
             examples = self.inner.complete(examples)
         if not examples:
             return []

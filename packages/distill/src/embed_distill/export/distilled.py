@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor, nn
 
-from embed_core.protocols import ExportsOtherwise
+from embed_core.protocols import ExportsOtherwise, provides
 from embed_distill.export.card import append_router
 from embed_distill.export.router import FOLDER, write_router
 from embed_distill.models.projected import ProjectedModel
@@ -32,7 +32,7 @@ class DistilledCheckpointer:
         be one model, and what the inner layout raises."""
         if isinstance(model, ProjectedModel):
             model.write(self.inner, state, directory, card)
-        elif isinstance(model, ExportsOtherwise):
+        elif provides(model, ExportsOtherwise):
             model.export_with(self.inner, state, directory, card)
         else:
             self.inner.export(model, state, directory, card)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embed_core.models.wrapper import WrappedModel, part_of
-from embed_core.protocols import ExportsOtherwise
+from embed_core.protocols import ExportsOtherwise, provides
 from embed_core.scoring.need import missing
 from embed_core.text.pooling import at_least_float32
 from embed_distill.export.card import append_alignment, innermost
@@ -68,7 +68,7 @@ class ProjectedModel(WrappedModel):
         """The inner model in ``layout``, the projection beside it, and what the student is, in the card."""
         card = replace(card, base_model=innermost(card))
         inner_state = part_of(state)
-        if isinstance(self.inner, ExportsOtherwise):
+        if provides(self.inner, ExportsOtherwise):
             self.inner.export_with(layout, inner_state, directory, card)
         else:
             layout.export(self.inner, inner_state, directory, card)
