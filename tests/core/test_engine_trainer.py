@@ -18,6 +18,7 @@ from embed_core.config.base import EvaluatorConfig, LossConfig, ModelConfig, Sam
 from embed_core.config.run import RunConfig, ScheduleConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
+from embed_core.export.config import TransformersCheckpointConfig
 from embed_core.hookspecs import hookimpl
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
@@ -298,7 +299,7 @@ def test_default_output_directory(hello_run: Any, tmp_path: Path, monkeypatch: p
 def test_more_ranks_than_rows_are_refused_alike_on_every_rank() -> None:
     model = TinyModel()
     parts = Components(model, tiny_dataset(), SimpleNamespace(batch=lambda n: [1, 2], draws_per_epoch=1), None, ())  # type: ignore[arg-type]
-    config = RunConfig.model_construct(sampler=InOrder(batch_size=4))
+    config = RunConfig.model_construct(sampler=InOrder(batch_size=4), checkpoint=TransformersCheckpointConfig())
     for rank in range(3):
         ranks = Ranks(rank, 3, rank, "cpu")
         runtime = Runtime(ranks, None, lambda event: None, print)  # type: ignore[arg-type]

@@ -30,5 +30,5 @@ class Meter:
         self.peak = None if None in each else sum(each)
 
     def flops(self, tokens: int, squared_lengths: int) -> float | None:
-        """Model FLOPs of a step over ``tokens`` tokens, of texts whose lengths squared add up to ``squared_lengths``."""
+        """Model FLOPs of a step over ``tokens`` tokens in all; ``squared_lengths`` is the sum over its texts."""
         return None if self._cost is None else self._cost.training(tokens, squared_lengths)
