@@ -18,7 +18,7 @@ from torch.nn import functional
 
 from embed_core.evaluation.retrieval import QUERY_BLOCK, RetrievalEvaluator
 from embed_core.evaluation.topk import TopK, pack, unpack
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_mrl import quantise
 from embed_mrl.dims import resolved
 from embed_mrl.quantise import Ranges

@@ -11,7 +11,7 @@ from torch.nn import functional
 from embed_core.distributed.seeds import seed_of
 from embed_core.embeddings import detach
 from embed_core.protocols import TakesOtherDense, provides
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_mrl import prefix
 from embed_mrl.dims import resolved

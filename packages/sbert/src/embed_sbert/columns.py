@@ -9,7 +9,7 @@ from torch import Tensor
 
 from embed_core.errors import ConfigError
 from embed_core.losses.contrastive import rows_of
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import Batch, Targets
 from embed_sbert.loss_names import Form
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embed_core.losses import contrastive
 from embed_core.losses.false_negatives import KnownPositives
 from embed_core.losses.tiled_cross_entropy import Found, Search, fits, search
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:

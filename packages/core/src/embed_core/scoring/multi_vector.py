@@ -13,7 +13,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from embed_core.embeddings import offsets_of
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import MultiVectors
 
 if TYPE_CHECKING:

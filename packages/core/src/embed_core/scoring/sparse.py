@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import SparseVectors
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch.nn import functional
 
 from embed_core.evaluation.retrieval import QUERY_BLOCK, RetrievalEvaluator
 from embed_core.evaluation.topk import TopK
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_distill.evaluation.table import KEPT, KEPT_ASYMMETRIC, WAYS
 
 if TYPE_CHECKING:

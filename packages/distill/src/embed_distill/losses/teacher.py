@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embed_core.errors import ConfigError, DataError
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import TeacherVectors
 
 if TYPE_CHECKING:

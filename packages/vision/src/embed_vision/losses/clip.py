@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from embed_core.losses.config import InfoNCEConfig
 from embed_core.losses.infonce import InfoNCE
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from torch.utils.checkpoint import checkpoint
 
 from embed_core.losses.false_negatives import KnownPositives
 from embed_core.losses.tiled_cross_entropy import ACCELERATOR_TILE_BYTES, TILE_BYTES
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:

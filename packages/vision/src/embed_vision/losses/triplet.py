@@ -11,7 +11,7 @@ from torch.nn import functional
 from embed_core.losses.contrastive import rows_of
 from embed_core.losses.false_negatives import KnownPositives
 from embed_core.losses.tiled_cross_entropy import fits
-from embed_core.scoring.need import missing
+from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
