@@ -5,6 +5,8 @@ from __future__ import annotations
 import difflib
 from collections.abc import Iterable
 
+__all__ = ["CheckpointError", "ConfigError", "DataError", "EmbedError", "PluginError", "did_you_mean"]
+
 
 class EmbedError(ValueError):
     """Base of every error a user can cause and mend. The message is one line: value, place, alternatives, fix."""

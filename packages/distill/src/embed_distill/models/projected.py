@@ -14,7 +14,7 @@ from embed_core.models.wrapper import WrappedModel, part_of
 from embed_core.protocols import ExportsOtherwise, provides
 from embed_core.scoring.dense import missing
 from embed_core.text.pooling import at_least_float32
-from embed_distill.export.card import append_alignment, innermost
+from embed_distill.card import append_alignment, innermost
 from embed_distill.models import projection as files
 
 if TYPE_CHECKING:
