@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses import contrastive
 from embed_core.losses.false_negatives import KnownPositives
 from embed_core.losses.tiled_cross_entropy import Found, Search, fits, search
-from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class InfoNCE(nn.Module):
         """
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
-            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+            raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         B, P = query_BD.shape[0], passage_PD.shape[0]
         own = slice(*(targets.own_rows or (0, B)))
         if self.config.in_batch:
