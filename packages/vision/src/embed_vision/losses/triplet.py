@@ -11,7 +11,7 @@ from torch.nn import functional
 from embed_core.embeddings import missing_kind
 from embed_core.losses.contrastive import rows_of
 from embed_core.losses.false_negatives import KnownPositives
-from embed_core.losses.tiled_cross_entropy import fits
+from embed_core.losses.tiled_cross_entropy import fits_in_a_tile
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -131,6 +131,6 @@ class TripletLoss(nn.Module):
 def _rows_of_a_tile(query_ND: Tensor, passage_PD: Tensor) -> int:
     """Rows whose table with all passages fits one tile."""
     size = int(query_ND.shape[0])
-    while size > 1 and not fits(query_ND[:size], passage_PD):
+    while size > 1 and not fits_in_a_tile(query_ND[:size], passage_PD):
         size = -(-size // 2)
     return size
