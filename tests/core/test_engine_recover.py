@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_cli.launch import launch
 from embed_core.config.run import EngineConfig
 from embed_core.engine.fit import Sizes
 from embed_core.engine.ranks import Ranks
@@ -24,6 +23,7 @@ from embed_core.engine.step import Step
 from embed_core.engine.trainer import Trainer
 from embed_core.errors import EmbedError
 from embed_core.testing.tiny import TinyModel
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "recover_worker.py")
 STAGES = (0, 1, 2, 3)
