@@ -24,8 +24,8 @@ from embed_core.datasets.rows import parse_row
 from embed_core.datasets.selection import Selection
 from embed_core.datasets.shared_ids import blocks_of, distinct, repetitions
 from embed_core.errors import DataError
+from embed_core.models.from_scratch.unigram import _sample
 from embed_core.registry import Registry
-from embed_core.scratch.tokenizer import _sample
 
 
 @pytest.fixture

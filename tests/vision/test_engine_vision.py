@@ -13,7 +13,7 @@ from typing import Any
 
 import pytest
 
-from embed_vision.items import Picture
+from embed_vision.datasets.items import Picture
 from processes import launch
 
 WORKER = str(Path(__file__).with_name("vision_worker.py"))

@@ -42,9 +42,9 @@ def inspect(
     """Format, columns, lengths, duplicates, empty and over-long texts, leaks into evaluation data."""
     from dataclasses import asdict
 
-    from embed_data.inspection import Measure
-    from embed_data.inspection import inspect as look
-    from embed_data.inspection_view import lines
+    from embed_data.inspection.measure import Measure
+    from embed_data.inspection.measure import inspect as look
+    from embed_data.inspection.view import lines
     from embed_data.readers.options import file_fields
 
     how = file_fields(columns or [], format=format_, header=header, split=split, subset=subset)
@@ -124,7 +124,7 @@ def _context(seed: int = 42, *, quiet: bool = False) -> BuildContext:
 def _tokenizer(name: str | None) -> Any:
     if name is None:
         return None
-    from embed_core.checkpoints.source import load_tokenizer, model_directory
+    from embed_core.models.hub import load_tokenizer, model_directory
 
     backend = load_tokenizer(model_directory(name)).backend_tokenizer
     backend.no_truncation()

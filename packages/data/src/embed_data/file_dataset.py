@@ -13,7 +13,7 @@ import numpy as np
 from embed_core.datasets.draw import DrawOptions, draw_example
 from embed_core.datasets.held_out import held_out_rows, retrieval_set, text_id
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import row_type
+from embed_core.samplers.epoch import row_type
 from embed_data.readers.seen import Seen
 from embed_data.readers.table import AT_ONCE
 

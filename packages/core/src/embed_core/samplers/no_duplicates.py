@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
 from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
+from embed_core.samplers.epoch import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
     from collections.abc import Callable

@@ -11,7 +11,7 @@ import numpy as np
 from embed_core.datasets.draw import DrawOptions
 from embed_core.datasets.held_out import text_id
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import row_type
+from embed_core.samplers.epoch import row_type
 from embed_data.file_dataset import FileDataset
 from embed_data.mix.allocate import allocate, draw, shares
 from embed_data.mix.dataset import MixDataset, Part
