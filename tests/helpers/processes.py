@@ -12,6 +12,7 @@ programs that start Python themselves (torchrun, the deepspeed launcher).
 from __future__ import annotations
 
 import atexit
+import gc
 import multiprocessing
 import os
 import runpy
@@ -38,9 +39,9 @@ PRELOAD = [
     "accelerate",
     "ir_measures",
     "safetensors.torch",
-    "scipy.sparse",
-    "typer",
-    "yaml",
+    "embed_cli.run_command",
+    "embed_core.train.run",
+    "embed_hello.plugin",
 ]
 """What the server imports. None of it may start a thread or run a backward pass: neither survives a fork."""
 _method = "forkserver"
@@ -149,6 +150,7 @@ def _become(
     """Turn this fork of the server into the process of the command."""
     global _method
     _method = "fork"
+    gc.freeze()
     if new_session:
         os.setsid()
     signal.signal(signal.SIGINT, signal.default_int_handler)
