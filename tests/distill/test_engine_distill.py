@@ -26,7 +26,7 @@ torch.set_num_threads(1)
 STEPS = 20
 KILLED = """
 import functools, os, signal, sys
-from embed_core import metrics_log
+from embed_core.observers import metrics_log
 
 inner = metrics_log.MetricsLog.embed_step_ended
 
