@@ -14,6 +14,7 @@ import pytest
 
 from processes import Popen, run
 
+pytestmark = pytest.mark.e2e
 EMBED = [sys.executable, "-m", "embed_cli"]
 STEPS = 60
 
