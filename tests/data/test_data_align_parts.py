@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
 from embed_core.errors import CheckpointError, ConfigError, DataError
 from embed_data.align.chunking import chunk, paragraphs, sentences, windows
 from embed_data.align.combine import Scored, combined, joined, ranked
@@ -25,8 +25,8 @@ from embed_data.align.scoring import blocks
 from embed_data.align.session import check_folder
 from embed_data.align.source import read_questions
 from embed_data.align.store import Stage
+from embed_data.formats.swift import swift_row
 from embed_data.mining.request import ModelChoice
-from embed_data.readers.swift import swift_row
 
 LM = LanguageModelChoice("lm")
 

@@ -17,8 +17,8 @@ import pytest
 from typer.testing import CliRunner
 
 from embed_cli.main import add_plugin_commands, app
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
+from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.engine.ranks import Ranks
 from embed_core.errors import EmbedError
 from embed_data.mining import session

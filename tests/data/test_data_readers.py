@@ -18,13 +18,13 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embed_core.datasets.held_out import row_identities
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
+from embed_core.datasets.split import row_identities
 from embed_core.plugins import activate
 from embed_core.testing import build
 from embed_core.testing.fixtures import embed_context, embed_registry
-from embed_data.readers import json_records
-from embed_data.readers.seen import Seen
+from embed_data.formats import json as json_records
+from embed_data.formats.seen import Seen
 
 __all__ = ["embed_context", "embed_registry"]
 torch.set_num_threads(1)

@@ -18,11 +18,11 @@ from embed_core.errors import DataError, EmbedError
 from embed_core.plugins import activate
 from embed_core.registry import Registry
 from embed_core.testing import build
-from embed_data.readers import stream
-from embed_data.readers.config import FileFields
-from embed_data.readers.convert import Read, read_source
-from embed_data.readers.detect import find
-from embed_data.readers.normal import Normaliser
+from embed_data.formats import decompress
+from embed_data.formats.config import FileFields
+from embed_data.formats.convert import Read, read_source
+from embed_data.formats.detect import find
+from embed_data.formats.normalize import Normaliser
 
 HUGE = "0" * 400
 GOOD = '{"query": "q", "pos": ["p"]}'
@@ -233,7 +233,7 @@ def test_a_damaged_archive(codec: str, tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(decompress, "LONGEST_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text(f"{GOOD}\n{'x' * 5000}\n{GOOD}\n", encoding="utf-8")
     (found,) = read(path, on_bad_row="skip")

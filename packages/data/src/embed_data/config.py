@@ -9,7 +9,7 @@ from pydantic import Field
 from embed_core.config.base import DatasetConfig, resolved_path
 from embed_core.datasets.config import RetrievalConfig, RetrievalFields
 from embed_core.errors import ConfigError, DataError
-from embed_data.readers.config import FileFields
+from embed_data.formats.config import FileFields
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -44,9 +44,9 @@ class PydocsConfig(DatasetConfig):
 
     def build(self, context: BuildContext) -> Dataset:
         """Built once per set of package versions and cached. Raises DataError where nothing can be read or cached."""
-        from embed_core.datasets.draw import DrawOptions
-        from embed_data.corpus import Sizes
-        from embed_data.pydocs import pydocs
+        from embed_core.datasets.sampling import DrawOptions
+        from embed_data.pydocs.corpus import Sizes
+        from embed_data.pydocs.dataset import pydocs
 
         documents = self.held_out_documents if self.held_out_queries else 0
         sizes = Sizes(self.max_rows, self.held_out_queries, documents)
@@ -106,10 +106,10 @@ class FileConfig(RetrievalFields, FileFields):
 
     def build(self, context: BuildContext) -> Dataset:
         """Reads every row once and announces the format. Raises DataError and ConfigError."""
-        from embed_core.datasets.draw import DrawOptions
+        from embed_core.datasets.sampling import DrawOptions
         from embed_data.file_dataset import FileDataset
-        from embed_data.readers.convert import read_source
-        from embed_data.readers.detect import find
+        from embed_data.formats.convert import read_source
+        from embed_data.formats.detect import find
 
         found = find(self.path, self)
         return FileDataset(

@@ -10,21 +10,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.held_out import held_out_rows, retrieval_set, text_id
+from embed_core.datasets.sampling import DrawOptions, draw_example
+from embed_core.datasets.split import held_out_rows, retrieval_set, text_id
 from embed_core.errors import ConfigError
 from embed_core.samplers.epochs import row_type
-from embed_data.readers.seen import Seen
-from embed_data.readers.table import AT_ONCE
+from embed_data.formats.arrow import AT_ONCE
+from embed_data.formats.seen import Seen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.shared_ids import Blocks
+    from embed_core.datasets.dedup import Blocks
+    from embed_core.datasets.row import Row
     from embed_core.protocols import Announce
     from embed_core.types import Example, RetrievalSet
-    from embed_data.readers.convert import Read
+    from embed_data.formats.convert import Read
 
 ROWS_IN_MEMORY = 2048
 TEXTS_AT_A_TIME = 10_000
@@ -67,7 +67,7 @@ class FileDataset:
         return len(self._rows)
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """Row ``row``, drawn; see :func:`embed_core.datasets.draw.draw_example`."""
+        """Row ``row``, drawn; see :func:`embed_core.datasets.sampling.draw_example`."""
         number = int(self._rows[row])
         return draw_example(self._cached_row(number), row, self._source_of(number).source.name, self._options, rng)
 

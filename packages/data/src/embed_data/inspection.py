@@ -11,18 +11,18 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.datasets import beir
-from embed_core.datasets.held_out import text_id
-from embed_core.datasets.jsonl import JsonlFile
-from embed_data.readers.convert import read_source
-from embed_data.readers.detect import find
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import JsonlFile
+from embed_core.datasets.split import text_id
+from embed_data.formats.convert import read_source
+from embed_data.formats.detect import find
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
-    from embed_core.datasets.rows import Row
-    from embed_data.readers.config import FileFields
-    from embed_data.readers.convert import Read
-    from embed_data.readers.detect import Source
+    from embed_core.datasets.row import Row
+    from embed_data.formats.config import FileFields
+    from embed_data.formats.convert import Read
+    from embed_data.formats.detect import Source
 
 SHOWN = 3
 """Examples of a fault."""
@@ -215,7 +215,7 @@ class _Repeats:
 def _evaluation_texts(path: str, context: BuildContext) -> dict[str, dict[bytes, bytes]]:
     """``query`` and ``pos`` → what the evaluation set's texts have in common with the same text elsewhere, and which
     text that is: a document that has a title is also known without it."""
-    from embed_data.readers.config import FileFields
+    from embed_data.formats.config import FileFields
 
     how = FileFields(on_bad_row="skip")
     texts: dict[str, dict[bytes, bytes]] = {"query": {}, "pos": {}}

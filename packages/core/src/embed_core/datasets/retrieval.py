@@ -8,20 +8,20 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embed_core.context import cache_root
-from embed_core.datasets.catalogue import Catalogue
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.held_out import retrieval_set
-from embed_core.datasets.selection import Selection
-from embed_core.datasets.training_texts import TrainingTexts
+from embed_core.datasets.index.corpus_sample import TrainingTexts
+from embed_core.datasets.index.rows import Catalogue
+from embed_core.datasets.index.subset import Selection
+from embed_core.datasets.sampling import DrawOptions, draw_example
+from embed_core.datasets.split import retrieval_set
 from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from embed_core.datasets.row_table import Blocks
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.sources import RowSource
+    from embed_core.datasets.index.hashes import Blocks
+    from embed_core.datasets.row import Row
+    from embed_core.datasets.sources.base import RowSource
     from embed_core.protocols import Announce
     from embed_core.types import Example, RetrievalSet
 
@@ -61,7 +61,7 @@ class RetrievalDataset:
         return len(self._rows)
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """Row ``row``, drawn; see :func:`embed_core.datasets.draw.draw_example`."""
+        """Row ``row``, drawn; see :func:`embed_core.datasets.sampling.draw_example`."""
         number = self._rows[row]
         drawn_from = self._catalogue.row(number)
         return draw_example(drawn_from, row, self._catalogue.source(number).name, self._options, rng)

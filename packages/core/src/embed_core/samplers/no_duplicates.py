@@ -6,7 +6,7 @@ from array import array
 from itertools import chain
 from typing import TYPE_CHECKING, Protocol, runtime_checkable
 
-from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
+from embed_core.datasets.dedup import SharedIds, blocks_of, shared_ids
 from embed_core.errors import ConfigError
 from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from embed_core.datasets.shared_ids import Blocks
+    from embed_core.datasets.dedup import Blocks
     from embed_core.protocols import Announce, Dataset
 
 ATTEMPTS = 3

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from embed_core.context import cache_root
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError
-from embed_data.readers import cache
-from embed_data.readers.stream import compression
+from embed_data.formats import cache
+from embed_data.formats.decompress import compression
 
 if TYPE_CHECKING:
     from embed_core.protocols import Announce
-    from embed_data.readers.detect import Source
+    from embed_data.formats.detect import Source
 
 VERSION = 1
 """Raised with every change of what the same file is copied into."""

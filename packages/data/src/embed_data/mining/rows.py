@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embed_core.datasets import beir
-from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path, json_type
-from embed_core.datasets.rows import Row, parse_row
-from embed_core.errors import ConfigError, DataError
+from embed_core.datasets.row import Row, parse_row
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import SUFFIXES, JsonlFile, checked_path
+from embed_core.errors import ConfigError, DataError, json_type
+from embed_data.formats.config import FileFields
+from embed_data.formats.detect import existing, find
 from embed_data.mining.objects import InPlace, Objects, open_objects
 from embed_data.mining.shape import Shape
-from embed_data.readers.config import FileFields
-from embed_data.readers.detect import existing, find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from embed_core.protocols import Announce
-    from embed_data.readers.plan import Columns
+    from embed_data.formats.columns import Columns
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import DataError
-from embed_data.readers.normal import Normaliser
-from embed_data.readers.plan import NEGATIVE
+from embed_data.formats.columns import NEGATIVE
+from embed_data.formats.normalize import Normaliser
 
 if TYPE_CHECKING:
-    from embed_data.readers.plan import Columns
+    from embed_data.formats.columns import Columns
 
 READ_BY_TRAINING = frozenset(
     ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type", "doc_id", "masked", "neg_id")

@@ -8,15 +8,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.draw import DrawOptions
-from embed_core.datasets.held_out import text_id
+from embed_core.datasets.sampling import DrawOptions
+from embed_core.datasets.split import text_id
 from embed_core.errors import ConfigError
 from embed_core.samplers.epochs import row_type
 from embed_data.file_dataset import FileDataset
+from embed_data.formats.convert import Read, read_source
+from embed_data.formats.detect import find
 from embed_data.mix.allocate import allocate, draw, shares
 from embed_data.mix.dataset import MixDataset, Part
-from embed_data.readers.convert import Read, read_source
-from embed_data.readers.detect import find
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray

@@ -10,19 +10,19 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.held_out import text_id
-from embed_core.datasets.shared_ids import blocks_of
-from embed_core.datasets.whole_rows import with_rows
+from embed_core.datasets.dedup import blocks_of
+from embed_core.datasets.split import text_id
+from embed_core.datasets.wrappers import with_rows
 from embed_core.types import RetrievalSet
 from embed_data.file_dataset import FileDataset
-from embed_data.readers.seen import Seen
-from embed_data.readers.table import AT_ONCE
+from embed_data.formats.arrow import AT_ONCE
+from embed_data.formats.seen import Seen
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.shared_ids import Blocks
+    from embed_core.datasets.dedup import Blocks
+    from embed_core.datasets.row import Row
     from embed_core.protocols import Dataset
     from embed_core.types import Example
     from embed_data.mix.config import SourceConfig

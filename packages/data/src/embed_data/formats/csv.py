@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import IO
 
 from embed_core.errors import DataError
-from embed_data.readers.records import Record, Records
-from embed_data.readers.stream import LONGEST_LINE, opened
+from embed_data.formats.decompress import LONGEST_LINE, opened
+from embed_data.formats.records import Record, Records
 
 DIALECTS = {"csv": "excel", "tsv": "excel-tab"}
 

@@ -6,8 +6,7 @@ import math
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
-from embed_core.datasets.jsonl import json_type
-from embed_core.errors import DataError, did_you_mean
+from embed_core.errors import DataError, did_you_mean, json_type
 
 if TYPE_CHECKING:
     from collections.abc import Mapping

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Container, Iterator
+from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from embed_core.datasets.jsonl import JsonlFile, checked_path, json_type
-from embed_core.errors import DataError, did_you_mean
+from embed_core.datasets.row import Row
+from embed_core.datasets.sources.base import RowSource
+from embed_core.datasets.sources.jsonl import JsonlFile, checked_path
+from embed_core.errors import DataError, did_you_mean, json_type
 from embed_core.types import RetrievalSet
 
 if TYPE_CHECKING:
@@ -107,6 +110,53 @@ def rows_by_id(file: JsonlFile, read: ReadText) -> Iterator[tuple[str, int, str]
             raise DataError(f"{place}: `_id` {key!r} occurs twice, the first time at {file.place(found[key])}")
         found[key] = index
         yield key, index, read(row, place)
+
+
+class BeirRows(RowSource):
+    """The judged queries of a BEIR folder: relevant documents are positives, those judged 0 or less hard negatives.
+
+    Document ids are the passages' external ids. Queries without a relevant document give no row.
+    Raises DataError like :func:`embed_core.datasets.sources.read_beir`.
+    """
+
+    def __init__(self, folder: Path, split: str | None, cache: Path | None = None) -> None:
+        self.name = folder.name
+        self._qrels_path = qrels_file(folder, split, prefer="train")
+        self.format = f"BEIR folder, split {self._qrels_path.stem}"
+        self._queries = JsonlFile(folder / "queries.jsonl", cache)
+        self._corpus = JsonlFile(folder / "corpus.jsonl", cache)
+        query_index = {key: index for key, index, _ in rows_by_id(self._queries, query_text)}
+        self._document_index = {key: index for key, index, _ in rows_by_id(self._corpus, document_text)}
+        qrels = read_qrels(self._qrels_path, query_index, self._document_index)
+        self._rows = [
+            (query_index[query], judged) for query, judged in qrels.items() if any(s > 0 for s in judged.values())
+        ]
+        if not self._rows:
+            raise DataError(f"{self._qrels_path}: no query has a relevant document (a score above 0)")
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def row(self, index: int) -> Row:
+        """The query with all its judged documents."""
+        query, judged = self._rows[index]
+        place = self._queries.place(query)
+        pos = tuple(key for key, score in judged.items() if score > 0)
+        neg = tuple(key for key, score in judged.items() if score <= 0)
+        return Row(
+            query_text(self._queries[query], place), self._texts(pos), self._texts(neg),
+            pos_keys=pos, neg_keys=neg, place=place,
+        )  # fmt: skip
+
+    def digest(self) -> str:
+        """Of the three files' bytes."""
+        hasher = blake2b(digest_size=16)
+        hasher.update(self._queries.digest().encode() + self._corpus.digest().encode() + self._qrels_path.read_bytes())
+        return hasher.hexdigest()
+
+    def _texts(self, keys: tuple[str, ...]) -> tuple[str, ...]:
+        places = [self._document_index[key] for key in keys]
+        return tuple(document_text(self._corpus[at], self._corpus.place(at)) for at in places)
 
 
 def _judgements(path: Path) -> Iterator[Judgement]:

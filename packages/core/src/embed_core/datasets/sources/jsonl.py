@@ -1,4 +1,4 @@
-"""Random access to the JSON objects of a file that stays on disk."""
+"""JSON Lines and JSON arrays that stay on disk: their objects by number, and rows made of them."""
 
 from __future__ import annotations
 
@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embed_core.context import cache_root
-from embed_core.datasets.columns import read_at
-from embed_core.datasets.line_index import json_cause, open_index
-from embed_core.errors import DataError, did_you_mean
+from embed_core.datasets.index.columns import read_at
+from embed_core.datasets.index.offsets import json_cause, open_index
+from embed_core.datasets.row import ROW_VERSION, Row, parse_row
+from embed_core.datasets.sources.base import RowSource
+from embed_core.errors import DataError, did_you_mean, json_type
 
 if TYPE_CHECKING:
     from collections.abc import Iterator
@@ -106,6 +108,34 @@ class JsonlFile:
         return value
 
 
+class JsonlRows(RowSource):
+    """FlagEmbedding rows of one file; the source is named by the file's stem."""
+
+    def __init__(self, path: Path, format: str = "FlagEmbedding JSONL", cache: Path | None = None) -> None:
+        self.name = path.stem
+        self.format = format
+        self._file = JsonlFile(path, cache)
+
+    def __len__(self) -> int:
+        return len(self._file)
+
+    def row(self, index: int) -> Row:
+        """Raises DataError with ``file:line``."""
+        return parse_row(self._file[index], self._file.place(index))
+
+    def rows(self) -> Iterator[Row]:
+        """All rows in order, with few reads. Raises DataError like :meth:`row`."""
+        return (parse_row(data, self._file.place(index)) for index, data in enumerate(self._file))
+
+    def digest(self) -> str:
+        """Of the file's bytes."""
+        return self._file.digest()
+
+    def table_key(self) -> str:
+        """The content and the way it is read."""
+        return f"flagembedding|{ROW_VERSION}|{self.digest()}"
+
+
 def checked_path(path: Path) -> Path:
     """``path``, which exists. Raises DataError that names the closest of its siblings."""
     if path.exists():
@@ -118,20 +148,6 @@ def checked_path(path: Path) -> Path:
     if hint.startswith("one of") and len(siblings) > 10:
         hint = f"{parent} has {', '.join(siblings[:10])}, … ({len(siblings)} in all)"
     raise DataError(f"{path}: no such file or folder: {hint}")
-
-
-def json_type(value: Any) -> str:
-    """How a value is called in JSON, for messages: ``the string 'abc'``, ``a list``, ``null``."""
-    if value is None:
-        return "null"
-    if isinstance(value, bool):
-        return str(value).lower()
-    if isinstance(value, (int, float)):
-        digits = str(value)
-        return f"the number {digits if len(digits) <= 40 else digits[:40] + '…'}"
-    if isinstance(value, str):
-        return f"the string {value[:40]!r}" if len(value) <= 40 else f"the string {value[:40] + '…'!r}"
-    return "a list" if isinstance(value, list) else "an object"
 
 
 def _opened(path: Path) -> io.FileIO:

@@ -7,12 +7,12 @@ from hashlib import blake2b
 from typing import TYPE_CHECKING
 
 from embed_core.errors import ConfigError
-from embed_data.docstrings import REST_CHARACTERS, Pair, pairs
+from embed_data.pydocs.docstrings import REST_CHARACTERS, Pair, pairs
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
 
-    from embed_data.packages import Package
+    from embed_data.pydocs.packages import Package
 
 FAMILY_PARTS = 3
 """Modules whose first three names agree (``transformers.models.bert``) are held out together."""

@@ -9,23 +9,23 @@ import uuid
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets.beir import read_beir
 from embed_core.datasets.retrieval import RetrievalDataset
-from embed_core.datasets.sources import JsonlRows
+from embed_core.datasets.sources.beir import read_beir
+from embed_core.datasets.sources.jsonl import JsonlRows
 from embed_core.errors import DataError
-from embed_data.corpus import Corpus, Sizes, build_corpus
-from embed_data.packages import find_packages
+from embed_data.pydocs.corpus import Corpus, Sizes, build_corpus
+from embed_data.pydocs.packages import find_packages
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
     from embed_core.context import BuildContext
-    from embed_core.datasets.draw import DrawOptions
-    from embed_data.packages import Package
+    from embed_core.datasets.sampling import DrawOptions
+    from embed_data.pydocs.packages import Package
 
 BUILDER_VERSION = 1
-"""Raised with every change of what :mod:`embed_data.docstrings` or :mod:`embed_data.corpus` make of the same source."""
+"""Raised with every change of what this package makes of the same source."""
 HELD_OUT = "pydocs-held-out"
 MANIFEST = "manifest.json"
 

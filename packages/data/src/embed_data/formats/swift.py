@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from embed_core.datasets.jsonl import json_type
-from embed_core.errors import DataError
+from embed_core.errors import DataError, json_type
 
 SHAPE = "ms-swift rows"
 COLUMNS = frozenset(("messages", "positive_messages", "negative_messages"))

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from array import array
 from hashlib import blake2b
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.datasets import kept
-from embed_core.datasets.held_out import key_id, text_id
+from embed_core.datasets.index import store
+from embed_core.datasets.split import key_id, text_id
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.sources import RowSource
+    from embed_core.datasets.sources.base import RowSource
 
     Blocks = Iterator[tuple[NDArray[np.int64], NDArray[np.uint64]]]
     TextBlocks = Iterator[tuple[NDArray[np.int64], NDArray[np.int64], NDArray[np.uint64]]]
@@ -37,15 +36,6 @@ SCHEMA = {
 }
 
 
-@runtime_checkable
-class Keyed(Protocol):
-    """A source whose table may be found again by the next run."""
-
-    def table_key(self) -> str:
-        """Differs where any row would: of the content, and of how rows are made of it."""
-        ...
-
-
 class RowTable:
     """Hashes (64-bit blake2b) of the texts and external ids of every row of one source.
 
@@ -54,7 +44,7 @@ class RowTable:
     external ids. 28 bytes for a pair of texts, on disk for sources from :data:`ON_DISK_FROM` rows.
     """
 
-    def __init__(self, table: kept.Table) -> None:
+    def __init__(self, table: store.Table) -> None:
         self.texts, self.text_starts = table.columns["texts"], table.columns["text_starts"]
         self.tied = table.columns["tied"]
         self.keys, self.key_starts = table.columns["keys"], table.columns["key_starts"]
@@ -102,32 +92,25 @@ class RowTable:
 def open_table(source: RowSource, cache: Path) -> RowTable | None:
     """The kept table of ``source``, or None where there is none yet."""
     key = _key(source)
-    table = kept.find(cache, key, SCHEMA) if key is not None and len(source) >= ON_DISK_FROM else None
+    table = store.find(cache, key, SCHEMA) if key is not None and len(source) >= ON_DISK_FROM else None
     return None if table is None else RowTable(table)
 
 
 def make_table(source: RowSource, cache: Path) -> RowTable:
     """Reads, and so validates, every row of ``source``. Raises DataError, for the first bad row too."""
     root = cache if len(source) >= ON_DISK_FROM else None
-    return RowTable(kept.build(SCHEMA, lambda writers: _fill(source, writers), root, _key(source)))
-
-
-def rows_of(source: RowSource) -> Iterator[Row]:
-    """All rows in order, by the source's own way to read them all where it has one."""
-    every = getattr(source, "rows", None)
-    return every() if every is not None else (source.row(index) for index in range(len(source)))
+    return RowTable(store.build(SCHEMA, lambda writers: _fill(source, writers), root, _key(source)))
 
 
 def _key(source: RowSource) -> str | None:
-    if not isinstance(source, Keyed):
-        return None
-    return "table-" + blake2b(f"{VERSION}|{source.table_key()}".encode(), digest_size=16).hexdigest()
+    key = source.table_key()
+    return None if key is None else "table-" + blake2b(f"{VERSION}|{key}".encode(), digest_size=16).hexdigest()
 
 
-def _fill(source: RowSource, writers: kept.Writers) -> dict[str, Any]:
+def _fill(source: RowSource, writers: store.Writers) -> dict[str, Any]:
     promptless: int | None = None
     texts, keys, tied = _Lists(writers, "texts", "text_starts"), _Lists(writers, "keys", "key_starts"), array("l")
-    for index, row in enumerate(rows_of(source)):
+    for index, row in enumerate(source.rows()):
         texts.add(map(text_id, (row.query, *row.pos, *row.neg)))
         keys.add(map(key_id, row.pos_keys or ()))
         tied.append(1 + len(row.pos))
@@ -142,7 +125,7 @@ def _fill(source: RowSource, writers: kept.Writers) -> dict[str, Any]:
 class _Lists:
     """A list of hashes per row: the hashes one after another in one column, where each list begins in another."""
 
-    def __init__(self, writers: kept.Writers, values: str, starts: str) -> None:
+    def __init__(self, writers: store.Writers, values: str, starts: str) -> None:
         self._values, self._starts = writers[values], writers[starts]
         self._hashes: list[bytes] = []
         self._ends, self._done = array("q", [0]), 0
@@ -162,7 +145,7 @@ class _Lists:
         del self._ends[:]
 
 
-def _flush(writers: kept.Writers, texts: _Lists, keys: _Lists, tied: array[int]) -> None:
+def _flush(writers: store.Writers, texts: _Lists, keys: _Lists, tied: array[int]) -> None:
     texts.flush()
     keys.flush()
     writers["tied"].extend(np.array(tied, dtype=np.int32))

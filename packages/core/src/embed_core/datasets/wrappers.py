@@ -6,8 +6,8 @@ from abc import ABC, abstractmethod
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.shared_ids import blocks_of
+from embed_core.datasets.dedup import blocks_of
+from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.errors import ConfigError
 from embed_core.protocols import CompletesExamples, Dataset
 
@@ -16,8 +16,8 @@ if TYPE_CHECKING:
 
     import numpy as np
 
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.shared_ids import Blocks
+    from embed_core.datasets.dedup import Blocks
+    from embed_core.datasets.row import Row
     from embed_core.types import Example, RetrievalSet
 
 
@@ -47,7 +47,7 @@ class ChangedRows(ABC):
     """``inner`` with other negatives; see :class:`embed_core.protocols.Dataset`.
 
     Queries, positives, prompts, sources and the evaluation split stay ``inner``'s. ``negatives`` are drawn per row, as
-    :func:`embed_core.datasets.draw.draw_example` draws them.
+    :func:`embed_core.datasets.sampling.draw_example` draws them.
     """
 
     def __init__(self, inner: HasRows, negatives: int) -> None:

@@ -6,13 +6,12 @@ import math
 from collections.abc import Mapping
 from typing import Any
 
-from embed_core.datasets.jsonl import json_type
-from embed_core.datasets.rows import Row, parse_row
-from embed_core.errors import DataError
-from embed_data.readers.plan import Columns, Plan, plan
-from embed_data.readers.swift import COLUMNS as SWIFT_COLUMNS
-from embed_data.readers.swift import SHAPE as SWIFT
-from embed_data.readers.swift import is_swift, swift_row
+from embed_core.datasets.row import Row, parse_row
+from embed_core.errors import DataError, json_type
+from embed_data.formats.columns import Columns, Plan, plan
+from embed_data.formats.swift import COLUMNS as SWIFT_COLUMNS
+from embed_data.formats.swift import SHAPE as SWIFT
+from embed_data.formats.swift import is_swift, swift_row
 
 _MARK = "\0"
 """Stands for the place where the core's messages begin with one."""

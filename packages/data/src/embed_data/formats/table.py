@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import DataError, did_you_mean
-from embed_data.readers.records import Record, Records
+from embed_data.formats.records import Record, Records
 
 if TYPE_CHECKING:
     import pyarrow as pa

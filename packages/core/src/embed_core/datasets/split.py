@@ -8,14 +8,14 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.shared_ids import shared_ids
+from embed_core.datasets.dedup import shared_ids
 from embed_core.types import RetrievalSet
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Sequence
 
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.shared_ids import Blocks, SharedIds
+    from embed_core.datasets.dedup import Blocks, SharedIds
+    from embed_core.datasets.row import Row
 
 
 def text_id(text: str) -> bytes:
@@ -48,7 +48,7 @@ def choose_held_out(identities: Sequence[Sequence[int]], wanted: int) -> np.ndar
 
 
 def held_out_rows(blocks: Callable[[], Blocks], wanted: int) -> np.ndarray:
-    """The rows of :func:`choose_held_out`, ascending, for identities in blocks (:mod:`embed_core.datasets.shared_ids`).
+    """The rows of :func:`choose_held_out`, ascending, for identities in blocks (:mod:`embed_core.datasets.dedup`).
 
     In memory there are some 40 bytes a row, and the identities that are shared.
     """

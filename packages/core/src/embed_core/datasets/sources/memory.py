@@ -7,12 +7,13 @@ from collections.abc import Mapping, Sequence
 from hashlib import blake2b
 from typing import Any
 
-from embed_core.datasets.rows import Row, parse_row
+from embed_core.datasets.row import Row, parse_row
+from embed_core.datasets.sources.base import RowSource
 from embed_core.errors import DataError
 
 
-class InMemoryRows:
-    """A :class:`~embed_core.datasets.sources.RowSource` over a sequence of FlagEmbedding rows (mappings)."""
+class InMemoryRows(RowSource):
+    """A sequence of FlagEmbedding rows (mappings)."""
 
     format = "rows in memory"
 

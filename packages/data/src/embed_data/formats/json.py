@@ -9,8 +9,8 @@ from pathlib import Path
 from typing import IO, Any
 
 from embed_core.errors import DataError
-from embed_data.readers.records import Record, Records
-from embed_data.readers.stream import LONGEST_LINE, lines, opened
+from embed_data.formats.decompress import LONGEST_LINE, lines, opened
+from embed_data.formats.records import Record, Records
 
 CHUNK = 1 << 20
 _SPACE = " \t\r\n"

@@ -11,18 +11,18 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets.rows import Row
-from embed_core.datasets.sources import BeirRows
+from embed_core.datasets.row import Row
+from embed_core.datasets.sources.beir import BeirRows
 from embed_core.errors import DataError
-from embed_data.readers import cache
-from embed_data.readers.bad_rows import BadRows
-from embed_data.readers.normal import Normaliser
-from embed_data.readers.table import Table, TableWriter
+from embed_data.formats import cache
+from embed_data.formats.arrow import Table, TableWriter
+from embed_data.formats.bad_rows import BadRows
+from embed_data.formats.normalize import Normaliser
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
-    from embed_data.readers.config import FileFields
-    from embed_data.readers.detect import Source
+    from embed_data.formats.config import FileFields
+    from embed_data.formats.detect import Source
 
 VERSION = 2
 """Raised with every change of what the same file is read into."""

@@ -8,7 +8,7 @@ from typing import Any
 from pydantic import ValidationError
 
 from embed_core.errors import ConfigError
-from embed_data.readers.config import SEVERAL, FileFields
+from embed_data.formats.config import SEVERAL, FileFields
 
 
 def file_fields(columns: Sequence[str], **options: Any) -> FileFields:

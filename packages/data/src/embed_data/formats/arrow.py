@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Any, Self
 import numpy as np
 import pyarrow as pa
 
-from embed_core.datasets.columns import Column
-from embed_core.datasets.held_out import row_identities
-from embed_core.datasets.rows import Row
+from embed_core.datasets.index.columns import Column
+from embed_core.datasets.row import Row
+from embed_core.datasets.split import row_identities
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -135,7 +135,7 @@ class Table:
     def identities(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
         """What ties ``rows`` (ascending) to others: how many identities each has, and they, row after row.
 
-        See :func:`embed_core.datasets.held_out.row_identities`. What lies between the first and the last row is read.
+        See :func:`embed_core.datasets.split.row_identities`. What lies between the first and the last row is read.
         """
         if not len(rows):
             return np.zeros(0, np.int64), np.zeros(0, np.uint64)

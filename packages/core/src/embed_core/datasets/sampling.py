@@ -10,7 +10,7 @@ from embed_core.types import Example
 if TYPE_CHECKING:
     import numpy as np
 
-    from embed_core.datasets.rows import Row
+    from embed_core.datasets.row import Row
 
 
 @dataclass(frozen=True, slots=True)

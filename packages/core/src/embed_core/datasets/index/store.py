@@ -16,7 +16,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets.columns import Column, ColumnWriter, cannot_write
+from embed_core.datasets.index.columns import Column, ColumnWriter, cannot_write
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping

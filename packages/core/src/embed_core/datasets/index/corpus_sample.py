@@ -6,15 +6,15 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.held_out import text_id
-from embed_core.datasets.shared_ids import distinct, repetitions
+from embed_core.datasets.dedup import distinct, repetitions
+from embed_core.datasets.split import text_id
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator
 
     from numpy.typing import NDArray
 
-    from embed_core.datasets.catalogue import Catalogue
+    from embed_core.datasets.index.rows import Catalogue
 
 CANDIDATES = 1 << 16
 """Hashes kept of a pass over all of them; four times as many where these were too few."""

@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.config.base import resolved_path
-from embed_core.datasets import beir
+from embed_core.datasets.sources import beir
 from embed_core.errors import ConfigError, DataError, did_you_mean
-from embed_data.readers import csv_records, json_records, table_records
+from embed_data.formats import csv as csv_records
+from embed_data.formats import json, table
 
 if TYPE_CHECKING:
-    from embed_data.readers.config import FileFields
-    from embed_data.readers.records import Records
+    from embed_data.formats.config import FileFields
+    from embed_data.formats.records import Records
 
 SUFFIXES = {
     ".jsonl": "jsonl", ".ndjson": "jsonl", ".json": "json", ".csv": "csv", ".tsv": "tsv",
@@ -32,7 +33,7 @@ class Source:
     place: str
     """What messages call it; a row's place is ``place:line``."""
     format: str
-    """Of :data:`embed_data.readers.config.Format`."""
+    """Of :data:`embed_data.formats.config.Format`."""
     stamp: str
     """Changes when the content does: the key of the cache."""
     records: Callable[[], Records] | None
@@ -102,10 +103,10 @@ def _names(files: list[Path]) -> dict[Path, str]:
 def _file(path: Path, how: FileFields, name: str | None = None) -> Source:
     known = _format(path, how)
     readers: dict[str, Callable[..., Records]] = {
-        "jsonl": json_records.json_lines,
-        "json": json_records.json_values,
-        "parquet": table_records.parquet_rows,
-        "arrow": table_records.arrow_rows,
+        "jsonl": json.json_lines,
+        "json": json.json_values,
+        "parquet": table.parquet_rows,
+        "arrow": table.arrow_rows,
     }
     state = path.stat()
     stamp = f"{path.resolve()}|{state.st_size}|{state.st_mtime_ns}|{known}"
@@ -124,11 +125,11 @@ def _beir(folder: Path, split: str | None) -> Source:
 
 
 def _saved(folder: Path, split: str | None) -> Source:
-    return _of_dataset(table_records.saved_dataset(folder, split), folder.name, str(folder))
+    return _of_dataset(table.saved_dataset(folder, split), folder.name, str(folder))
 
 
 def _named(name: str, how: FileFields) -> Source:
-    dataset = table_records.named_dataset(name, how.subset, how.split)
+    dataset = table.named_dataset(name, how.subset, how.split)
     return _of_dataset(dataset, name.rstrip("/").rsplit("/", 1)[-1], name)
 
 
@@ -136,7 +137,7 @@ def _of_dataset(dataset: Any, name: str, place: str) -> Source:
     if len(dataset) == 0:
         raise DataError(f"{place}: the dataset is empty")
     stamp = f"{place}|{dataset._fingerprint}|{len(dataset)}"
-    return Source(name, place, "datasets", stamp, partial(table_records.dataset_rows, dataset))
+    return Source(name, place, "datasets", stamp, partial(table.dataset_rows, dataset))
 
 
 def _format(path: Path, how: FileFields) -> str:

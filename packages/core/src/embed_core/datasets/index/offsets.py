@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.datasets import kept
-from embed_core.datasets.columns import Column, read_at
+from embed_core.datasets.index import store
+from embed_core.datasets.index.columns import Column, read_at
 from embed_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ class LineIndex:
     object i is i + 1 + the ``shift`` of the last ``shift_from`` up to i: empty where no line is blank.
     """
 
-    def __init__(self, table: kept.Table) -> None:
+    def __init__(self, table: store.Table) -> None:
         self.starts: Column = table.columns["starts"]
         self.ends: Column = table.columns["ends"]
         self._shift_from, self._shift = table.columns["shift_from"], table.columns["shift"]
@@ -55,9 +55,9 @@ def open_index(path: Path, descriptor: int, cache: Path) -> LineIndex:
     size = os.fstat(descriptor).st_size
     root = cache if size >= KEPT_FROM else None
     key = _key(descriptor) if root is not None else None
-    table = kept.find(root, key, SCHEMA) if root is not None and key is not None else None
+    table = store.find(root, key, SCHEMA) if root is not None and key is not None else None
     if table is None:
-        table = kept.build(SCHEMA, lambda writers: _fill(path, descriptor, size, writers), root, key)
+        table = store.build(SCHEMA, lambda writers: _fill(path, descriptor, size, writers), root, key)
     return LineIndex(table)
 
 
@@ -71,7 +71,7 @@ def _key(descriptor: int) -> str:
     return f"lines-{hasher.hexdigest()}"
 
 
-def _fill(path: Path, descriptor: int, size: int, writers: kept.Writers) -> dict[str, Any]:
+def _fill(path: Path, descriptor: int, size: int, writers: store.Writers) -> dict[str, Any]:
     head = read_at(descriptor, 0, 4096 + len(BOM))
     start = len(BOM) if head.startswith(BOM) else 0
     hasher = blake2b(str(size).encode(), digest_size=16)
@@ -88,7 +88,7 @@ def _fill(path: Path, descriptor: int, size: int, writers: kept.Writers) -> dict
 class _Shifts:
     """Notes where line numbers and object numbers part."""
 
-    def __init__(self, writers: kept.Writers) -> None:
+    def __init__(self, writers: store.Writers) -> None:
         self._from, self._shift = writers["shift_from"], writers["shift"]
         self._count, self._now = 0, 0
 
@@ -103,7 +103,7 @@ class _Shifts:
         self._count += len(lines)
 
 
-def _fill_lines(descriptor: int, start: int, size: int, writers: kept.Writers, hasher: Any) -> None:
+def _fill_lines(descriptor: int, start: int, size: int, writers: store.Writers, hasher: Any) -> None:
     shifts, first_line = _Shifts(writers), 1
     for offset, text in _whole_lines(descriptor, start, size, hasher):
         codes = np.frombuffer(text, dtype=np.uint8)
@@ -142,7 +142,7 @@ def _whole_lines(descriptor: int, start: int, size: int, hasher: Any) -> Iterato
         rest = text[cut:]
 
 
-def _fill_array(path: Path, descriptor: int, size: int, writers: kept.Writers) -> None:
+def _fill_array(path: Path, descriptor: int, size: int, writers: store.Writers) -> None:
     """Offsets of the elements of a top-level array; the whole text is in memory only meanwhile."""
     raw = read_at(descriptor, 0, size)
     try:

@@ -8,10 +8,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets import kept
-from embed_core.datasets.held_out import held_out_rows
-from embed_core.datasets.row_table import Keyed, RowTable, make_table, open_table, rows_of
-from embed_core.datasets.selection import Selection
+from embed_core.datasets.index import store
+from embed_core.datasets.index.hashes import RowTable, make_table, open_table
+from embed_core.datasets.index.subset import Selection
+from embed_core.datasets.split import held_out_rows
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -19,9 +19,9 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from embed_core.datasets.row_table import Blocks, TextBlocks
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.sources import RowSource
+    from embed_core.datasets.index.hashes import Blocks, TextBlocks
+    from embed_core.datasets.row import Row
+    from embed_core.datasets.sources.base import RowSource
     from embed_core.protocols import Announce
 
     Numbers = Callable[[], Iterable[NDArray[np.int64]]]
@@ -70,7 +70,7 @@ class Catalogue:
             if 2 * count < len(source):
                 yield from map(source.row, wanted)
             else:
-                yield from _picked(rows_of(source), wanted)
+                yield from _picked(source.rows(), wanted)
 
     def identities(self, number: int) -> NDArray[np.uint64]:
         """64-bit ids of a row's query, positives and their external ids."""
@@ -96,20 +96,20 @@ class Catalogue:
         return None
 
     def held_out(self, wanted: int) -> NDArray[np.int64]:
-        """The rows that :func:`embed_core.datasets.held_out.held_out_rows` chooses; a choice that took long is kept."""
+        """The rows that :func:`embed_core.datasets.split.held_out_rows` chooses; a choice that took long is kept."""
         every = Selection(len(self), np.empty(0, np.int64))
 
         def choose() -> NDArray[np.int64]:
             return held_out_rows(lambda: self.identity_blocks(every.blocks), wanted)
 
-        keys = [source.table_key() for source in self.sources if isinstance(source, Keyed)]
-        if len(self) < ANNOUNCED_FROM or len(keys) < len(self.sources):
+        keys = [source.table_key() for source in self.sources]
+        if len(self) < ANNOUNCED_FROM or None in keys:
             return choose()
         key = "split-" + blake2b(repr((SPLIT_VERSION, wanted, keys)).encode(), digest_size=16).hexdigest()
         schema = {"rows": "int64"}
-        table = kept.find(self._cache, key, schema)
+        table = store.find(self._cache, key, schema)
         if table is None:
-            table = kept.build(schema, lambda writers: _write(writers, choose()), self._cache, key)
+            table = store.build(schema, lambda writers: _write(writers, choose()), self._cache, key)
         return table.columns["rows"].slice(0, len(table.columns["rows"])).astype(np.int64)
 
     def _at(self, number: int) -> int:
@@ -135,6 +135,6 @@ def _picked(rows: Iterator[Row], wanted: Iterator[int]) -> Iterator[Row]:
             following = next(wanted, None)
 
 
-def _write(writers: kept.Writers, rows: NDArray[np.int64]) -> dict[str, int]:
+def _write(writers: store.Writers, rows: NDArray[np.int64]) -> dict[str, int]:
     writers["rows"].extend(rows)
     return {}
