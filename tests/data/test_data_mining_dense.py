@@ -25,7 +25,7 @@ from embed_data.mining.dense import Dense, Faiss, build_faiss
 from embed_data.mining.model import TextEncoder, resolve_model
 from embed_data.mining.progress import Progress
 from embed_data.mining.request import MiningRequest, ModelChoice
-from embed_data.mining.rows import JsonlRows
+from embed_data.mining.rows import rows_in_place
 
 ALONE = Ranks(0, 1, 0, "cpu")
 QUIET = Progress(shown=False)
@@ -80,7 +80,7 @@ def data(tmp_path: Path) -> SimpleNamespace:
         for n in range(30)
     ]
     write(tmp_path / "rows.jsonl", rows)
-    read_rows = JsonlRows([tmp_path / "rows.jsonl"])
+    read_rows = rows_in_place(tmp_path / "rows.jsonl")
     collection = Collection(read_rows, tmp_path / "corpus.jsonl")
     return SimpleNamespace(rows=read_rows, collection=collection, folder=tmp_path, path=tmp_path / "rows.jsonl")
 

@@ -66,6 +66,9 @@ class Loss(Protocol):
     Every rank computes the whole loss, unless the class declares ``shares_rows = True``: then ``Targets.own_rows`` says
     which rows are this rank's, and it returns their part of the mean and of each metric (their sum / B). The engine
     adds the parts up, gradients included. A loss around another one shares rows if the inner one does.
+
+    A loss whose class declares ``in_batch_by_row = True`` honours ``Targets.in_batch_B``. A run whose data has such
+    rows stops before it starts under any other loss.
     """
 
     def __call__(self, batch: Batch, targets: Targets) -> LossOutput: ...

@@ -28,6 +28,7 @@ class DistilledLoss(nn.Module):
         super().__init__()
         self.inner, self.kd, self.alpha = inner, kd, config.alpha
         self.shares_rows = all(bool(getattr(loss, "shares_rows", False)) for loss in (inner, kd))
+        self.in_batch_by_row = bool(getattr(inner, "in_batch_by_row", False))  # a teacher's vectors need no negatives
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
         """The weighted sum; where rows are shared, of these rows' parts. Raises what the two raise."""

@@ -46,6 +46,7 @@ class MatryoshkaLoss(nn.Module):
         super().__init__()
         self.config, self.inner, self._seed = config, inner, seed
         self.shares_rows = bool(getattr(inner, "shares_rows", False))
+        self.in_batch_by_row = bool(getattr(inner, "in_batch_by_row", False))
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
         """The weighted sum; where the inner loss shares rows, of its parts.

@@ -23,7 +23,15 @@ class DrawOptions:
     passage_prompt: str | None = None
 
 
-def draw_example(row: Row, number: int, source: str, options: DrawOptions, rng: np.random.Generator) -> Example:
+def draw_example(
+    row: Row,
+    number: int,
+    source: str,
+    options: DrawOptions,
+    rng: np.random.Generator,
+    *,
+    in_batch_negatives: bool = True,
+) -> Example:
     """One positive and the negatives, both at random; the scores and ids of what was drawn.
 
     Negatives are drawn without replacement; a row with too few repeats them, each as often as any other give or take
@@ -44,6 +52,7 @@ def draw_example(row: Row, number: int, source: str, options: DrawOptions, rng: 
         passage_prompt=query_prompt if row.symmetric else options.passage_prompt,
         source=source,
         place=row.place,
+        in_batch_negatives=in_batch_negatives,
     )
 
 

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from embed_core.datasets.dedup import blocks_of
 from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.errors import ConfigError
-from embed_core.protocols import CompletesExamples, Dataset
+from embed_core.protocols import CompletesExamples, Dataset, Loss
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator, Sequence
@@ -43,6 +43,24 @@ def with_rows(dataset: Dataset, who: str) -> HasRows:
     )
 
 
+def without_in_batch_negatives(dataset: Dataset) -> list[str]:
+    """The sources of ``dataset``, or of the one inside it, whose rows do not compete with other rows' passages."""
+    shown: Any = dataset
+    while shown is not None and not hasattr(shown, "without_in_batch_negatives"):
+        shown = getattr(shown, "inner", None)
+    return [] if shown is None else list(shown.without_in_batch_negatives())
+
+
+def check_loss(loss: Loss, dataset: Dataset) -> None:
+    """Raises ConfigError where the rows of some sources go without in-batch negatives and ``loss`` cannot do that."""
+    apart = without_in_batch_negatives(dataset)
+    if apart and not getattr(loss, "in_batch_by_row", False):
+        raise ConfigError(
+            f"data: {apart[0]!r} is to be trained without in-batch negatives, which {type(loss).__name__} cannot do "
+            "for some rows of a batch: use the loss kind `bge-unified`, or set data.no_in_batch_negatives to an empty list"
+        )
+
+
 class ChangedRows(ABC):
     """``inner`` with other negatives; see :class:`embed_core.protocols.Dataset`.
 
@@ -69,7 +87,13 @@ class ChangedRows(ABC):
         """Row ``row``, drawn. What ``inner`` says of any row's prompts and source holds here too."""
         drawn = draw_example(self.row(row), row, "", DrawOptions(self.negatives), rng)
         told = self.inner.example(row, rng)
-        return replace(drawn, query_prompt=told.query_prompt, passage_prompt=told.passage_prompt, source=told.source)
+        return replace(
+            drawn,
+            query_prompt=told.query_prompt,
+            passage_prompt=told.passage_prompt,
+            source=told.source,
+            in_batch_negatives=told.in_batch_negatives,
+        )
 
     def complete(self, examples: Sequence[Example]) -> list[Example]:
         """As ``inner`` completes them (:class:`embed_core.protocols.CompletesExamples`)."""

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from embed_core.config.run import RunConfig
+from embed_core.datasets.wrappers import check_loss
 from embed_core.engine.batches import Batches
 from embed_core.engine.building import build_context, seed_everything
 from embed_core.engine.choose import chosen
@@ -55,4 +56,6 @@ class Parts:
 
     def loss(self) -> Any:
         """A new loss."""
-        return self.config.loss.build(replace(self._context, model=self._built))
+        loss = self.config.loss.build(replace(self._context, model=self._built))
+        check_loss(loss, self.dataset)
+        return loss

@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from embed_core.card import RunCard
 from embed_core.config.load import default_output_dir, plain
 from embed_core.config.run import RunConfig
+from embed_core.datasets.wrappers import check_loss
 from embed_core.engine import choose, sharding
 from embed_core.engine.building import build_context, seed_everything
 from embed_core.engine.outputs import EXPORT, OutputDir, replace_directory, write_text
@@ -156,6 +157,7 @@ class _Session:
         if weights is not None:
             load(module, weights, self.ranks)
         loss = self.phases.configs[number].loss.build(replace(context, model=model))
+        check_loss(loss, dataset)
         return Components(model, dataset, sampler, loss, evaluators)
 
     def _train(self, number: int, parts: Components, saved: TrainState | None) -> Trainer:

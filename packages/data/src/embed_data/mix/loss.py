@@ -36,6 +36,8 @@ class BySourceLoss(nn.Module):
         self._weights = [config.weight for config in configs]
         self._starts = torch.as_tensor(dataset.starts, dtype=torch.int64)
         self._own = torch.tensor([config.negative_strategy == "own-only" for config in configs])
+        losses = [loss for loss in (inner, own_only) if loss is not None]
+        self.in_batch_by_row = all(bool(getattr(loss, "in_batch_by_row", False)) for loss in losses)
         self._plain = not bool(self._own.any()) and set(self._weights) == {1.0}
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
@@ -118,6 +120,7 @@ def subset(batch: Batch, targets: Targets, rows_M: Tensor) -> tuple[Batch, Targe
         scores_P=None if targets.scores_P is None else targets.scores_P[columns_P],
         step=targets.step,
         teacher=taught,
+        in_batch_B=None if targets.in_batch_B is None else targets.in_batch_B[rows_M],
     )
     return Batch(select(batch.query, rows_M), select(batch.passage, columns_P)), chosen
 

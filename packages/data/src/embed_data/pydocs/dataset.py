@@ -44,7 +44,9 @@ def pydocs(
     with context.first():
         _ensure(folder, packages, sizes, context)
     read = ", ".join(f"{package.name} {package.version}" for package in packages)
-    sources = [JsonlRows(path, f"docstrings of {read}") for path in sorted(folder.glob("*.jsonl"))]
+    sources = [JsonlRows(path) for path in sorted(folder.glob("*.jsonl"))]
+    for source in sources:
+        source.format = f"docstrings of {read}"
     held_out = read_beir(folder / HELD_OUT) if (folder / HELD_OUT).exists() else None
     return RetrievalDataset("pydocs", sources, options, context.announce, limit=limit, held_out=held_out)
 

@@ -41,6 +41,11 @@ class Selection:
         for start in range(0, self._length, size):
             yield self._numbers(np.arange(start, min(start + size, self._length)))
 
+    def blocks_of(self, places: NDArray[np.integer], size: int = 1 << 14) -> Iterator[NDArray[np.int64]]:
+        """The selected numbers at ``places`` (ascending), ``size`` at a time."""
+        for start in range(0, len(places), size):
+            yield self._numbers(places[start : start + size].astype(np.int64))
+
     def _numbers(self, at: NDArray[np.int64]) -> NDArray[np.int64]:
         place = at * self._available // self._length
         return place + np.searchsorted(np.frombuffer(self._before, dtype=np.int64), place, side="right")

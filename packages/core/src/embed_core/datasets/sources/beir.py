@@ -129,7 +129,7 @@ class BeirRows(RowSource):
         self._document_index = {key: index for key, index, _ in rows_by_id(self._corpus, document_text)}
         qrels = read_qrels(self._qrels_path, query_index, self._document_index)
         self._rows = [
-            (query_index[query], judged) for query, judged in qrels.items() if any(s > 0 for s in judged.values())
+            (query, query_index[query], judged) for query, judged in qrels.items() if any(s > 0 for s in judged.values())
         ]
         if not self._rows:
             raise DataError(f"{self._qrels_path}: no query has a relevant document (a score above 0)")
@@ -139,7 +139,7 @@ class BeirRows(RowSource):
 
     def row(self, index: int) -> Row:
         """The query with all its judged documents."""
-        query, judged = self._rows[index]
+        _, query, judged = self._rows[index]
         place = self._queries.place(query)
         pos = tuple(key for key, score in judged.items() if score > 0)
         neg = tuple(key for key, score in judged.items() if score <= 0)
@@ -147,6 +147,11 @@ class BeirRows(RowSource):
             query_text(self._queries[query], place), self._texts(pos), self._texts(neg),
             pos_keys=pos, neg_keys=neg, place=place,
         )  # fmt: skip
+
+    def query(self, index: int) -> tuple[str, dict[str, Any]]:
+        """Id and object of a row's query, as `queries.jsonl` has it."""
+        key, query, _ = self._rows[index]
+        return key, self._queries[query]
 
     def digest(self) -> str:
         """Of the three files' bytes."""

@@ -32,8 +32,9 @@ class JsonlFile:
     run. Raises DataError for a missing, unreadable, or empty file, and where the cache cannot be written.
     """
 
-    def __init__(self, path: Path, cache: Path | None = None) -> None:
-        self.path = path
+    def __init__(self, path: Path, cache: Path | None = None, *, only_objects: bool = True) -> None:
+        """``only_objects`` False lets any JSON value be an element of the file."""
+        self.path, self._only_objects = path, only_objects
         self._file = _opened(path)
         self._size = path.stat().st_size
         self._index = open_index(path, self._file.fileno(), cache if cache is not None else cache_root())
@@ -101,7 +102,7 @@ class JsonlFile:
             value = json.loads(text)
         except (ValueError, RecursionError) as error:
             raise DataError(f"{self.place(index)}: malformed JSON: {json_cause(error)}") from None
-        if not isinstance(value, dict):
+        if self._only_objects and not isinstance(value, dict):
             raise DataError(f"{self.place(index)}: expected a JSON object like {{...}}, found {json_type(value)}")
         if "\\ud" in text or "\\uD" in text:
             _check_surrogates(value, self.place(index))
@@ -109,29 +110,34 @@ class JsonlFile:
 
 
 class JsonlRows(RowSource):
-    """FlagEmbedding rows of one file; the source is named by the file's stem."""
+    """FlagEmbedding rows of one file; the source is named by the file's stem. Subclasses read rows of other shapes."""
 
-    def __init__(self, path: Path, format: str = "FlagEmbedding JSONL", cache: Path | None = None) -> None:
+    format = "FlagEmbedding JSONL"
+
+    def __init__(self, path: Path, cache: Path | None = None, *, only_objects: bool = True) -> None:
         self.name = path.stem
-        self.format = format
-        self._file = JsonlFile(path, cache)
+        self._file = JsonlFile(path, cache, only_objects=only_objects)
 
     def __len__(self) -> int:
         return len(self._file)
 
+    def parse(self, value: Any, place: str) -> Row:
+        """The row of a JSON value. Raises DataError, beginning with ``place`` (``file:line``)."""
+        return parse_row(value, place)
+
     def row(self, index: int) -> Row:
         """Raises DataError with ``file:line``."""
-        return parse_row(self._file[index], self._file.place(index))
+        return self.parse(self._file[index], self._file.place(index))
 
     def rows(self) -> Iterator[Row]:
         """All rows in order, with few reads. Raises DataError like :meth:`row`."""
-        return (parse_row(data, self._file.place(index)) for index, data in enumerate(self._file))
+        return (self.parse(value, self._file.place(index)) for index, value in enumerate(self._file))
 
     def digest(self) -> str:
         """Of the file's bytes."""
         return self._file.digest()
 
-    def table_key(self) -> str:
+    def table_key(self) -> str | None:
         """The content and the way it is read."""
         return f"flagembedding|{ROW_VERSION}|{self.digest()}"
 
