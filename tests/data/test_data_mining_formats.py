@@ -18,8 +18,7 @@ from embed_cli.main import add_plugin_commands, app
 from embed_core.datasets.row import parse_row
 from embed_core.engine.ranks import Ranks
 from embed_core.errors import EmbedError
-from embed_data.formats.config import FileFields
-from embed_data.formats.options import file_fields
+from embed_data.formats.options import FileFields, file_fields
 from embed_data.mining import session
 from embed_data.mining.progress import Progress
 from embed_data.mining.request import MiningRequest

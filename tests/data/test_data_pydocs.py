@@ -285,7 +285,7 @@ def test_auto_is_the_corpus_or_a_file(tmp_path, context, package, monkeypatch):
     assert by_default is not None
     assert len(by_default.queries) == 2  # a tenth
     assert AutoConfig(path=str(path), held_out_rows=0).build(context).held_out() is None
-    assert context.said[0].startswith("data: train.jsonl, FlagEmbedding JSONL: ")
+    assert context.said[0].startswith("data: train.jsonl, JSONL, FlagEmbedding rows: ")
 
     monkeypatch.setattr("embed_data.pydocs.packages.STDLIB", "no stdlib")  # leaves the real packages out of this test
     monkeypatch.setattr("embed_data.pydocs.packages._installed", lambda name, real=find_packages: None)

@@ -19,16 +19,16 @@ from embed_core.plugins import activate
 from embed_core.registry import Registry
 from embed_core.testing import build
 from embed_data.formats import decompress
-from embed_data.formats.config import FileFields
-from embed_data.formats.convert import Read, read_source
+from embed_data.formats.convert import TableRows, read_source
 from embed_data.formats.detect import find
 from embed_data.formats.normalize import Normaliser
+from embed_data.formats.options import FileFields
 
 HUGE = "0" * 400
 GOOD = '{"query": "q", "pos": ["p"]}'
 
 
-def read(path: Path, cache: Path | None = None, **options: Any) -> list[Read]:
+def read(path: Path, cache: Path | None = None, **options: Any) -> list[TableRows]:
     context = BuildContext(Registry(), cache_dir=cache or path.parent / "cache", announce=lambda _: None)
     how = FileFields.model_validate(options)
     return [read_source(source, how, context) for source in find(str(path), how)]
@@ -338,12 +338,12 @@ VALUES = JSON | st.lists(st.text(max_size=4), max_size=3) | MESSAGES | st.lists(
 def test_fuzzed_rows_are_rows_or_a_reason(value: Any) -> None:
     reason = ""
     try:
-        row = Normaliser({}).row(value)
+        row = Normaliser({}).row(value, "rows.jsonl:1")
         assert row.pos
         json.dumps([row.query, *row.pos, *row.neg], ensure_ascii=False).encode("utf-8")
     except DataError as error:
         reason = str(error)
-    assert not reason.startswith("\0")
+    assert not reason or reason.startswith("rows.jsonl:1: ")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -16,7 +16,7 @@ from embed_core.datasets.split import retrieval_set
 from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from collections.abc import Callable, Iterable, Sequence
+    from collections.abc import Iterable, Sequence
     from pathlib import Path
 
     from numpy.typing import NDArray
@@ -85,19 +85,25 @@ class RetrievalDataset:
         raw = self._catalogue.identities(self._rows[row]).tobytes()
         return dict.fromkeys(raw[at : at + 8] for at in range(0, len(raw), 8))
 
-    def identity_blocks(self, rows: NDArray[np.integer] | None = None) -> Blocks:
-        """Of ``rows`` (ascending, repetitions allowed; None = all): how many identities each has, and the identities
-        row after row, in blocks; faster than row by row."""
-        return self._catalogue.identity_blocks(self._numbers(rows))
+    def identity_blocks(self) -> Blocks:
+        """Of all rows at once: (how many each, the identities row after row), in blocks; faster than row by row."""
+        return self._catalogue.identity_blocks(self._rows.blocks)
+
+    def identity_blocks_of(self, rows: NDArray[np.integer]) -> Blocks:
+        """The same of ``rows``, ascending; a row may occur several times."""
+        return self._catalogue.identity_blocks(lambda: self._rows.blocks_of(rows))
 
     def source(self, row: int) -> str:
         """Name of the row's source: of a file without its suffixes, of a folder, or of a dataset."""
         return self._catalogue.source(self._rows[row]).name
 
-    def texts(self, rows: NDArray[np.integer] | None = None) -> TrainingTexts:
-        """Queries, positives and negatives of ``rows`` (ascending, each once; None = all), each text once; it can give
-        a sample of them too."""
-        return TrainingTexts(self._catalogue, self._numbers(rows))
+    def texts(self) -> TrainingTexts:
+        """Queries, positives and negatives of the training rows, each text once; it can give a sample of them too."""
+        return TrainingTexts(self._catalogue, self._rows.blocks)
+
+    def texts_of(self, rows: NDArray[np.integer]) -> TrainingTexts:
+        """The same of ``rows``, ascending and each once."""
+        return TrainingTexts(self._catalogue, lambda: self._rows.blocks_of(rows))
 
     def without_in_batch_negatives(self) -> list[str]:
         """The sources whose rows do not compete with other rows' passages."""
@@ -113,10 +119,6 @@ class RetrievalDataset:
         names = (f"{source.name}:{source.digest()}" for source in self.sources)
         parts = [*map("".join, zip(names, kinds, strict=True)), repr(self._split)]
         return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
-
-    def _numbers(self, rows: NDArray[np.integer] | None) -> Callable[[], Iterable[NDArray[np.int64]]]:
-        """The catalogue's numbers of training rows, in blocks."""
-        return self._rows.blocks if rows is None else lambda: self._rows.blocks_of(rows)
 
     def _choose(self, held_out_rows: int | None, lenient: bool) -> np.ndarray:
         """The rows held out. By default enough to measure by, and never a large part of the data."""

@@ -12,9 +12,10 @@ from embed_core.errors import ConfigError
 from embed_core.protocols import CompletesExamples, Dataset, Loss
 
 if TYPE_CHECKING:
-    from collections.abc import Iterable, Iterator, Sequence
+    from collections.abc import Callable, Iterable, Iterator, Sequence
 
     import numpy as np
+    from numpy.typing import NDArray
 
     from embed_core.datasets.dedup import Blocks
     from embed_core.datasets.row import Row
@@ -28,6 +29,35 @@ class HasRows(Dataset, Protocol):
     def row(self, row: int) -> Row:
         """Training row ``row``: all its positives and negatives, in their stored order, with their scores."""
         ...
+
+
+@runtime_checkable
+class HasIdentityBlocks(Protocol):
+    """A dataset that gives the identities of all rows faster than row by row; no part of the dataset's contract."""
+
+    def identity_blocks(self) -> Blocks:
+        """(how many each row has, the 64-bit identities row after row), in blocks, the same at every call."""
+        ...
+
+
+@runtime_checkable
+class PicksRows(Protocol):
+    """A dataset that gives identities and texts of some of its rows faster than row by row."""
+
+    def identity_blocks_of(self, rows: NDArray[np.integer]) -> Blocks:
+        """Identities of ``rows`` (ascending, repetitions allowed), as :class:`HasIdentityBlocks` gives those of all."""
+        ...
+
+    def texts_of(self, rows: NDArray[np.integer]) -> Iterator[str]:
+        """Texts of ``rows`` (ascending, each once), each text once."""
+        ...
+
+
+def identity_blocks(dataset: Dataset) -> Callable[[], Blocks]:
+    """Identities of all rows, from the dataset's own blocks where it has them."""
+    if isinstance(dataset, HasIdentityBlocks):
+        return dataset.identity_blocks
+    return blocks_of(dataset.identities(row) for row in range(len(dataset)))
 
 
 def with_rows(dataset: Dataset, who: str) -> HasRows:
@@ -57,7 +87,7 @@ def check_loss(loss: Loss, dataset: Dataset) -> None:
     if apart and not getattr(loss, "in_batch_by_row", False):
         raise ConfigError(
             f"data: {apart[0]!r} is to be trained without in-batch negatives, which {type(loss).__name__} cannot do "
-            "for some rows of a batch: use the loss kind `bge-unified`, or set data.no_in_batch_negatives to an empty list"
+            "for some rows of a batch: use the loss kind `bge-unified`, or set data.no_in_batch_negatives to []"
         )
 
 
@@ -105,9 +135,7 @@ class ChangedRows(ABC):
 
     def identity_blocks(self) -> Blocks:
         """The same of all rows, in blocks, as fast as ``inner`` gives them."""
-        own = getattr(self.inner, "identity_blocks", None)
-        blocks: Blocks = own() if own else blocks_of(self.identities(row) for row in range(len(self)))()
-        return blocks
+        return iter(identity_blocks(self.inner)())
 
     def source(self, row: int) -> str:
         """``inner``'s."""

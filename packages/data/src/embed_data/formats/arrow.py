@@ -7,19 +7,13 @@ from collections.abc import Iterator
 from hashlib import blake2b
 from pathlib import Path
 from types import TracebackType
-from typing import TYPE_CHECKING, Any, Self
+from typing import Any, Self
 
-import numpy as np
 import pyarrow as pa
 
-from embed_core.datasets.index.columns import Column
 from embed_core.datasets.row import Row
-from embed_core.datasets.split import row_identities
 
-if TYPE_CHECKING:
-    from numpy.typing import NDArray
-
-ROWS_FILE, IDS_FILE, OFFSETS_FILE = "rows.arrow", "ids.u64", "id_offsets.i64"
+ROWS_FILE = "rows.arrow"
 BATCH_ROWS = 20_000
 BATCH_BYTES = 16 * 2**20
 """A batch is written when it has so many rows, or so many characters: few batches make a table quick to open."""
@@ -29,8 +23,6 @@ GIVE_BACK_ROWS = 20_000
 ROW_ALONE = 1_000
 """A row read alone counts as so many: of each of its columns the system maps what is around it too, up to 256 KiB where
 it was measured."""
-AT_ONCE = 1 << 16
-"""Rows whose identities are in memory at a time."""
 
 _TEXTS, _SCORES = pa.list_(pa.string()), pa.list_(pa.float64())
 SCHEMA = pa.schema(
@@ -51,17 +43,15 @@ SCHEMA = pa.schema(
 
 
 class TableWriter:
-    """Writes rows, their identities (8 bytes each), and a digest of their content, into an empty folder."""
+    """Writes rows into an empty folder, and makes a digest of their content."""
 
     def __init__(self, folder: Path) -> None:
         self._sink = pa.OSFile(str(folder / ROWS_FILE), "wb")
         self._arrow = pa.ipc.new_stream(self._sink, SCHEMA)
-        self._ids, self._offsets = (folder / IDS_FILE).open("wb"), (folder / OFFSETS_FILE).open("wb")
         self._digest = blake2b(digest_size=16)
         self._batch: dict[str, list[Any]] = {name: [] for name in SCHEMA.names}
-        self._bytes, self._identities = 0, 0
+        self._bytes = 0
         self.rows = 0
-        self._offsets.write((0).to_bytes(8, "little"))
 
     def __enter__(self) -> Self:
         return self
@@ -72,8 +62,7 @@ class TableWriter:
                 self._flush()
                 self._arrow.close()
         finally:
-            for file in (self._sink, self._ids, self._offsets):
-                file.close()
+            self._sink.close()
 
     def add(self, row: Row, line: int) -> None:
         """``line``: of the file, or number of the row."""
@@ -84,10 +73,6 @@ class TableWriter:
         for column, value in zip(self._batch.values(), (*values, line), strict=True):
             column.append(value)
         self._digest.update(repr(values).encode())
-        ids = row_identities(row)
-        self._ids.write(b"".join(ids))
-        self._identities += len(ids)
-        self._offsets.write(self._identities.to_bytes(8, "little"))
         self.rows += 1
         self._bytes += len(row.query) + sum(map(len, row.pos)) + sum(map(len, row.neg))
         if len(self._batch["line"]) >= BATCH_ROWS or self._bytes >= BATCH_BYTES:
@@ -120,32 +105,15 @@ class Table:
         self._rows: Any = datasets.Dataset(datasets.table.InMemoryTable(rows), fingerprint=folder.name)
         self._read = 0
         self._give_back()
-        # Row n has ids[offsets[n]:offsets[n + 1]], 8 bytes each.
-        self._ids, self._offsets = Column(folder / IDS_FILE, "<u8"), Column(folder / OFFSETS_FILE, "<i8")
         self._separator = separator
 
     def __len__(self) -> int:
-        return len(self._offsets) - 1
+        return len(self._rows)
 
     def row(self, index: int) -> Row:
         """Row ``index``."""
         self._note(ROW_ALONE)
         return self._row(self._rows[index])
-
-    def identities(self, rows: NDArray[np.int64]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-        """What ties ``rows`` (ascending) to others: how many identities each has, and they, row after row.
-
-        See :func:`embed_core.datasets.split.row_identities`. What lies between the first and the last row is read.
-        """
-        if not len(rows):
-            return np.zeros(0, np.int64), np.zeros(0, np.uint64)
-        first = int(rows[0])
-        offsets = self._offsets.slice(first, int(rows[-1]) + 2).astype(np.int64)
-        ids = self._ids.slice(int(offsets[0]), int(offsets[-1]))
-        starts = offsets[rows - first]
-        counts = offsets[rows - first + 1] - starts
-        shift = starts - offsets[0] - (np.cumsum(counts) - counts)
-        return counts, ids[np.repeat(shift, counts) + np.arange(int(counts.sum()))].astype(np.uint64)
 
     def scan(self, size: int = 1000) -> Iterator[Row]:
         """All rows in their order, read in batches."""
@@ -154,15 +122,6 @@ class Table:
             names = list(batch)
             for values in zip(*batch.values(), strict=True):
                 yield self._row(dict(zip(names, values, strict=True)))
-
-    def sharing(self, identities: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Which rows have any of ``identities``: a mask, computed in bounded memory."""
-        mask = np.zeros(len(self), dtype=np.bool_)
-        for start in range(0, len(self), AT_ONCE):
-            rows = np.arange(start, min(start + AT_ONCE, len(self)))
-            counts, ids = self.identities(rows)
-            mask[np.repeat(rows, counts)[np.isin(ids, identities)]] = True
-        return mask
 
     def _note(self, rows: int) -> None:
         self._read += rows

@@ -20,6 +20,9 @@ SCORE_NAMES = ("score", "similarity_score", "similarity", "label")
 EXTRAS = ("pos_scores", "neg_scores", "prompt", "type", "doc_id", "masked")
 """Fields of FlagEmbedding rows: recognised there only, as other data means other things by these names."""
 
+FLAGEMBEDDING = "FlagEmbedding rows"
+"""How rows of these fields are called, for the user."""
+
 Columns = Mapping[str, str | Sequence[str]]
 
 
@@ -67,7 +70,7 @@ def plan(names: Sequence[str], columns: Columns) -> Plan:
 
 def _shape(flag: bool, neg: tuple[str, ...], score: str | None) -> str:
     if flag:
-        return "FlagEmbedding rows"
+        return FLAGEMBEDDING
     if score is not None:
         return "(text, text, score)"
     return "(anchor, positive, negatives)" if neg else "(anchor, positive) pairs"

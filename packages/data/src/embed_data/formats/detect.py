@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
+import re
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,7 +16,7 @@ from embed_data.formats import csv as csv_records
 from embed_data.formats import json, table
 
 if TYPE_CHECKING:
-    from embed_data.formats.config import FileFields
+    from embed_data.formats.options import FileFields
     from embed_data.formats.records import Records
 
 SUFFIXES = {
@@ -23,6 +24,10 @@ SUFFIXES = {
     ".parquet": "parquet", ".arrow": "arrow", ".feather": "arrow",
 }  # fmt: skip
 COMPRESSED = (".gz", ".zst")
+CLONE = ("README.md", ".gitattributes", "dataset_infos.json")
+"""Files that a clone of a dataset's repository has."""
+EVALUATION = re.compile(r"(?:^|[^a-z])(?:test|dev|valid|validation|eval)(?:[^a-z]|$)", re.IGNORECASE)
+"""What files of an evaluation split are called."""
 
 
 @dataclass(frozen=True)
@@ -33,7 +38,7 @@ class Source:
     place: str
     """What messages call it; a row's place is ``place:line``."""
     format: str
-    """Of :data:`embed_data.formats.config.Format`."""
+    """Of :data:`embed_data.formats.options.Format`."""
     stamp: str
     """Changes when the content does: the key of the cache."""
     records: Callable[[], Records] | None
@@ -42,6 +47,8 @@ class Source:
     """Of a BEIR folder."""
     split: str | None = None
     """Of a BEIR folder."""
+    within: str = ""
+    """Where it is, from the last part of the path that was given: `folder/file.jsonl`."""
 
     @property
     def separator(self) -> str:
@@ -49,21 +56,44 @@ class Source:
         return ":row " if self.format in ("parquet", "arrow", "datasets") else ":"
 
 
-def find(path: str, how: FileFields) -> list[Source]:
-    """The sources at ``path``: a file, a folder of files, a BEIR folder, a saved or named Hugging Face dataset.
+def find(path: str | Sequence[str], how: FileFields) -> list[Source]:
+    """The sources at one path or several: a file, a folder of files or of such folders, a BEIR folder, a saved or named
+    Hugging Face dataset.
 
     Raises DataError where there is nothing to read, ConfigError for options that do not apply to what is there.
     """
+    paths = (path,) if isinstance(path, str) else tuple(path)
+    twice = [one for one in paths if paths.count(one) > 1]
+    if twice:
+        raise ConfigError(f"path: {twice[0]} is given twice: name it once")
+    return _named_apart([source for one in paths for source in _at(one, how)])
+
+
+def _at(path: str, how: FileFields) -> list[Source]:
+    """The sources at one path."""
     place = resolved_path(path)
     if not place.exists():
         if how.format not in ("auto", "datasets") or not _may_be_a_name(path):
             existing(place)
-        return [_named(path, how)]
+        return [replace(_named(path, how), within=path)]
     found = _folder(place, how) if place.is_dir() else [_file(place, how)]
     if how.split is not None and found[0].format not in ("beir", "datasets"):
         raise ConfigError(f"split {how.split!r}: {place} has no splits: remove `split`")
     if how.subset is not None and found[0].format != "datasets":
         raise ConfigError(f"subset {how.subset!r}: {place} is no Hugging Face dataset: remove `subset`")
+    return [replace(source, within=_within(source, place)) for source in found]
+
+
+def _within(source: Source, place: Path) -> str:
+    at = Path(source.place)
+    return str(at.relative_to(place.parent)) if at.is_relative_to(place.parent) else place.name
+
+
+def _named_apart(found: list[Source]) -> list[Source]:
+    """Sources of one name have their folder's before it, and where that is not enough their whole place."""
+    for longer in (lambda source: f"{Path(source.place).parent.name}/{source.name}", lambda source: source.place):
+        names = [source.name for source in found]
+        found = [replace(source, name=longer(source)) if names.count(source.name) > 1 else source for source in found]
     return found
 
 
@@ -87,10 +117,35 @@ def _folder(place: Path, how: FileFields) -> list[Source]:
     if files and how.format != "datasets":
         names = _names(files)
         return [_file(file, how, names[file]) for file in files]
-    if any(p.is_file() and known_format(p) is not None for p in place.rglob("*")):
+    below = _files_below(place)
+    if below and _is_one_dataset(place, below, how):
         return [_named(str(place), how)]
+    if below:
+        folders = sorted({place / file.relative_to(place).parts[0] for file in below})
+        return [_inside(folder, source) for folder in folders for source in _folder(folder, how)]
     listed = ", ".join(sorted(p.name for p in place.iterdir())[:10]) or "nothing"
     raise DataError(f"{place}: no file of a known format ({', '.join(SUFFIXES)}) and no BEIR folder: it has {listed}")
+
+
+def _files_below(place: Path) -> list[Path]:
+    """Files of a known format in the subfolders, hidden ones left out."""
+    inside = (p for p in place.rglob("*") if not any(part.startswith(".") for part in p.relative_to(place).parts))
+    return [p for p in inside if p.is_file() and (known_format(p) is not None or p.parent.name == "qrels")]
+
+
+def _is_one_dataset(place: Path, files: list[Path], how: FileFields) -> bool:
+    """Whether a folder of folders is one Hugging Face dataset, as a clone of the hub's is, rather than several sources:
+    it says so itself, or has files of an evaluation split, which are not to be trained on."""
+    if any(beir.is_beir(file.parent) or beir.is_beir(file.parent.parent) for file in files):
+        return False
+    said = how.format == "datasets" or how.split is not None or how.subset is not None
+    clone = any((place / name).exists() for name in CLONE) or {f.relative_to(place).parts[0] for f in files} == {"data"}
+    return said or clone or any(EVALUATION.search(str(file.relative_to(place))) for file in files)
+
+
+def _inside(folder: Path, source: Source) -> Source:
+    """A source of a folder's subfolder, named by both."""
+    return source if source.name == folder.name else replace(source, name=f"{folder.name}/{source.name}")
 
 
 def _names(files: list[Path]) -> dict[Path, str]:

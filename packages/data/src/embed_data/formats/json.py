@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any
 
+from embed_core.datasets.index.offsets import json_cause
 from embed_core.errors import DataError
 from embed_data.formats.decompress import LONGEST_LINE, lines, opened
 from embed_data.formats.records import Record, Records
@@ -49,14 +50,7 @@ def _parsed(number: int, raw: bytes | None) -> Record:
             number, fault=f"byte 0x{error.object[error.start]:02x} at position {error.start + 1} is not UTF-8"
         )
     except (ValueError, RecursionError) as error:
-        return Record(number, fault=f"malformed JSON: {cause(error)}")
-
-
-def cause(error: Exception) -> str:
-    """What is wrong with a text that is no JSON, in a few words."""
-    if isinstance(error, json.JSONDecodeError):
-        return f"{error.msg} at column {error.colno}"
-    return "nested too deeply" if isinstance(error, RecursionError) else str(error)
+        return Record(number, fault=f"malformed JSON: {json_cause(error)}")
 
 
 class _Array:
@@ -99,7 +93,7 @@ class _Array:
                 # Perhaps only cut off by the end of the buffer: more of it decides.
                 cut = isinstance(error, json.JSONDecodeError) and not self.ended
                 if not cut or len(self.text) - self.at > LONGEST_LINE:
-                    raise self._broken(cause(error), error) from None
+                    raise self._broken(json_cause(error), error) from None
             else:
                 if end < len(self.text) or self.ended:  # a number may go on in the next chunk
                     self.line += self.text.count("\n", self.at, end)

@@ -8,35 +8,54 @@ from typing import Any
 
 from embed_core.datasets.row import Row, parse_row
 from embed_core.errors import DataError, json_type
-from embed_data.formats.columns import Columns, Plan, plan
+from embed_data.formats.columns import FLAGEMBEDDING, NEGATIVE, Columns, Plan, plan
 from embed_data.formats.swift import COLUMNS as SWIFT_COLUMNS
 from embed_data.formats.swift import SHAPE as SWIFT
 from embed_data.formats.swift import is_swift, swift_row
 
-_MARK = "\0"
-"""Stands for the place where the core's messages begin with one."""
 _DEEPEST = 8
 
 
 class Normaliser:
     """Turns records into rows. The columns of a file may differ from row to row; each set is planned once."""
 
-    def __init__(self, columns: Columns) -> None:
-        self._columns = columns
+    def __init__(self, columns: Columns, *, strict: bool = False) -> None:
+        """``strict``: an object with `query` and `pos` is a FlagEmbedding row, whose `pos` and `neg` must be lists, and
+        none of its other keys is taken for a negative."""
+        self.columns, self._strict = columns, strict
         self._plans: dict[tuple[str, ...], Plan] = {}
         self.shapes: dict[str, int] = {}
         """What was recognised → rows of it."""
 
-    def row(self, value: Any) -> Row:
-        """Raises DataError without a place: the reason alone."""
-        shape, fields, _ = self.fields(value)
-        try:
-            row = parse_row(_with_score(fields), _MARK)
-        except DataError as error:
-            raise DataError(str(error).removeprefix(f"{_MARK}: ")) from None
-        _check_characters(row)
+    def row(self, value: Any, place: str) -> Row:
+        """Raises DataError, beginning with ``place``."""
+        shape, row = FLAGEMBEDDING, self._flagembedding_row(value, place)
+        if row is None:
+            try:
+                shape, fields, _ = self.fields(value)
+                fields = _with_score(fields)
+            except DataError as error:
+                raise DataError(f"{place}: {error}") from None
+            row = parse_row(fields, place)
         self.shapes[shape] = self.shapes.get(shape, 0) + 1
         return row
+
+    def described(self) -> str:
+        """The most frequent shapes, for the user."""
+        return ", ".join(sorted(self.shapes, key=lambda name: -self.shapes[name])[:3])
+
+    def _flagembedding_row(self, value: Any, place: str) -> Row | None:
+        """The row of an object that needs no plan; ``None`` for every other one."""
+        if self.columns or not isinstance(value, Mapping):
+            return None
+        if self._strict:
+            return parse_row(value, place) if "query" in value and "pos" in value else None
+        if not is_flagembedding(value) or is_swift(value):
+            return None
+        try:
+            return parse_row(value, place)
+        except DataError:  # with a plan it may be a row, or there is more to say
+            return None
 
     def fields(self, value: Any) -> tuple[str, dict[str, Any], frozenset[str]]:
         """The shape's name, a FlagEmbedding row with a pair's one ``score``, and the record's columns that are in it.
@@ -47,15 +66,24 @@ class Normaliser:
             return _listed(value)
         if not isinstance(value, Mapping):
             raise DataError(f"expected an object or a list of texts, found {json_type(value)}")
-        if is_swift(value) and not self._columns:
+        if is_swift(value) and not self.columns:
             return SWIFT, swift_row(value), SWIFT_COLUMNS
         names = tuple(value)
         found = self._plans.get(names)
         if found is None:
-            found = plan(names, self._columns)
+            found = plan(names, self.columns)
             if len(self._plans) < 1000:  # a file whose every row has other keys must not fill the memory
                 self._plans[names] = found
         return found.shape, _planned(value, found), found.used
+
+
+def is_flagembedding(value: Any) -> bool:
+    """Whether a record is a FlagEmbedding row as it is, and none of its texts has another name."""
+    if not isinstance(value, Mapping) or "query" not in value or not isinstance(value.get("pos"), list):
+        return False
+    if any(name != "neg" and NEGATIVE.fullmatch(name) for name in value):
+        return False
+    return value.get("neg") is None or isinstance(value["neg"], list)
 
 
 def _planned(value: Mapping[str, Any], found: Plan) -> dict[str, Any]:
@@ -140,10 +168,11 @@ def _finite(score: float) -> bool:
         return False
 
 
-def _check_characters(row: Row) -> None:
+def check_characters(row: Row, place: str) -> None:
+    """Raises DataError, beginning with ``place``, for a text that no tokenizer takes."""
     for text in (row.query, *row.pos, *row.neg, row.prompt or "", *(row.pos_keys or ())):
         try:
             text.encode("utf-8")
         except UnicodeEncodeError as error:
             half = f"\\u{ord(error.object[error.start]):04x}"
-            raise DataError(f"{half} is half of a surrogate pair and no character: remove it") from None
+            raise DataError(f"{place}: {half} is half of a surrogate pair and no character: remove it") from None

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 from embed_core.datasets.sources import beir
 from embed_core.errors import DataError, json_type
 from embed_core.identity import identity
-from embed_data.formats.config import FileFields
 from embed_data.formats.detect import existing, find, known_format
+from embed_data.formats.options import FileFields
 from embed_data.mining.objects import open_objects
 
 if TYPE_CHECKING:

@@ -11,8 +11,8 @@ from embed_core.datasets.row import Row, parse_row
 from embed_core.datasets.sources import beir
 from embed_core.datasets.sources.jsonl import SUFFIXES, checked_path
 from embed_core.errors import ConfigError, DataError, json_type
-from embed_data.formats.config import FileFields
 from embed_data.formats.detect import existing, find
+from embed_data.formats.options import FileFields
 from embed_data.mining.objects import InPlace, Objects, open_objects
 from embed_data.mining.shape import Shape
 

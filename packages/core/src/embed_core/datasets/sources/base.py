@@ -6,7 +6,7 @@ from abc import ABC, abstractmethod
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator, Sequence
+    from collections.abc import Iterator, Mapping, Sequence
 
     from embed_core.datasets.row import Row
 
@@ -20,6 +20,9 @@ class RowSource(ABC):
     in_batch_negatives: bool = True
     """Whether its rows compete with the passages of other rows. False: only a row's own hard negatives are its
     negatives, and its passages are no other row's."""
+
+    left_out: Mapping[str, int] = {}
+    """Why rows of the file are not among these rows, and how many."""
 
     @abstractmethod
     def __len__(self) -> int: ...

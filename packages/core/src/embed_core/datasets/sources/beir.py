@@ -129,7 +129,9 @@ class BeirRows(RowSource):
         self._document_index = {key: index for key, index, _ in rows_by_id(self._corpus, document_text)}
         qrels = read_qrels(self._qrels_path, query_index, self._document_index)
         self._rows = [
-            (query, query_index[query], judged) for query, judged in qrels.items() if any(s > 0 for s in judged.values())
+            (query, query_index[query], judged)
+            for query, judged in qrels.items()
+            if any(s > 0 for s in judged.values())
         ]
         if not self._rows:
             raise DataError(f"{self._qrels_path}: no query has a relevant document (a score above 0)")
