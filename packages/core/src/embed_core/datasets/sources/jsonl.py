@@ -106,7 +106,8 @@ class JsonlFile:
             raise DataError(f"{self.place(index)}: expected a JSON object like {{...}}, found {json_type(value)}")
         if "\\ud" in text or "\\uD" in text:
             _check_surrogates(value, self.place(index))
-        return value
+        parsed: dict[str, Any] = value
+        return parsed
 
 
 class JsonlRows(RowSource):
