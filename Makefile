@@ -14,7 +14,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all lint format types bench wheels clean distclean
+.PHONY: help run install dev test test-all golden lint format types bench wheels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -43,6 +43,9 @@ test: dev ## the tests, without the slow ones
 
 test-all: dev ## every test the machine can run, the slow ones included
 	$(PYTEST) $(ARGS)
+
+golden: dev ## record the golden curves anew, after a change of mathematics that is meant
+	$(TEST_ENV) $(BIN)/python tests/golden/golden_curves.py $(ARGS)
 
 lint: dev ## ruff: rules and formatting
 	$(BIN)/ruff check .

@@ -22,9 +22,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from embed_distill.embedded import embedded_student
-from embed_distill.recipe_sections import SCRATCH_STUDENT_DIM, SCRATCH_TEACHER_DIM
-from embed_distill.two_by_two_table import WAYS
+from embed_distill.evaluation.table import WAYS
+from embed_distill.recipe.demo import embedded_student
+from embed_distill.recipe.sections import SCRATCH_STUDENT_DIM, SCRATCH_TEACHER_DIM
 
 SEEDS = (1, 2, 3)
 MEASURE = "nDCG@10"

@@ -102,10 +102,10 @@ def write_model(case: Case, texts: Sequence[str], cache: Path, directory: Path) 
     from embed_bge.checkpoint import BGEM3Checkpointer
     from embed_bge.config import BGEM3ModelConfig
     from embed_bge.model import BGEM3Model
-    from embed_core.card import RunCard
-    from embed_core.scratch.config import EncoderShape
-    from embed_core.scratch.encoder import xlm_roberta
-    from embed_core.scratch.tokenizer import unigram_tokenizer
+    from embed_core.export.model_card import RunCard
+    from embed_core.models.from_scratch.config import EncoderShape
+    from embed_core.models.from_scratch.encoder import xlm_roberta
+    from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
     longest = max(case.query_max_len, case.passage_max_len)
     if case.family == "qwen3-embedding":
@@ -164,7 +164,7 @@ def write_qwen3(case: Case, tokenizer: Any, directory: Path) -> None:
 
 def write_qwen3_embedding(case: Case, texts: Sequence[str], cache: Path, directory: Path) -> Any:
     """The same as embed-qwen makes one from scratch; returns its tokenizer."""
-    from embed_core.scratch.byte_level import byte_level_tokenizer
+    from embed_core.models.from_scratch.byte_level import byte_level_tokenizer
     from embed_qwen.build import write_scratch
     from embed_qwen.model_config import Qwen3Shape
 

@@ -166,10 +166,10 @@ def write_start(folder: Path, data: Path, seed: int) -> Path:
     from embed_bge.checkpoint import BGEM3Checkpointer
     from embed_bge.config import BGEM3ModelConfig
     from embed_bge.model import BGEM3Model
-    from embed_core.card import RunCard
-    from embed_core.scratch.config import EncoderShape
-    from embed_core.scratch.encoder import xlm_roberta
-    from embed_core.scratch.tokenizer import unigram_tokenizer
+    from embed_core.export.model_card import RunCard
+    from embed_core.models.from_scratch.config import EncoderShape
+    from embed_core.models.from_scratch.encoder import xlm_roberta
+    from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
     texts = [row["text"] for row in read(data / "train" / "corpus.jsonl")]
     tokenizer = unigram_tokenizer(texts, VOCABULARY, folder / "cache", print)

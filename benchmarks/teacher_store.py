@@ -134,7 +134,7 @@ Found = dict[str, list[tuple[float, float]]]
 
 def training(folder: Path, options: argparse.Namespace) -> Found:
     """Both arms in turn."""
-    from embed_core.engine.ranks import leave
+    from embed_core.distributed.process_group import leave
     from embed_core.plugins import activate
 
     _, registry = activate(["mrl"])
@@ -153,9 +153,9 @@ def training(folder: Path, options: argparse.Namespace) -> Found:
 
 def made_teacher(folder: Path, registry: Any, options: argparse.Namespace) -> Path:
     """An encoder of random weights with a tokenizer of the data's texts."""
-    from embed_core.checkpoints.layout import write_directory
     from embed_core.context import BuildContext
-    from embed_core.encoders.config import TransformersEncoderConfig
+    from embed_core.export.layout import write_directory
+    from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 
     data = registry.get("dataset", "pydocs").model_validate({"kind": "pydocs"}, context={"registry": registry})
     context = BuildContext(registry, announce=lambda line: None)
@@ -199,8 +199,8 @@ def run_config(registry: Any, folder: Path, teacher: Path, options: argparse.Nam
 def dataset_of(arm: str, config: Any, registry: Any, folder: Path) -> Iterator[Any]:
     """The rows with their vectors: from the store, which is filled first, or from the teacher every time."""
     from embed_core.context import BuildContext
-    from embed_distill.sources import Sources
-    from embed_distill.with_teacher import WithTeacher
+    from embed_distill.datasets.with_teacher import WithTeacher
+    from embed_distill.teacher.cached import Sources
 
     context = BuildContext(registry, announce=lambda line: None)
     if arm == "warm store":
@@ -222,8 +222,8 @@ def places(asked: Sequence[Any]) -> list[int]:
 
 def train(config: Any, dataset: Any, output: Path, clock: Clock) -> None:
     """One run, its steps timed by ``clock``."""
-    from embed_core.engine.run import Options, run
     from embed_core.plugins import activate
+    from embed_core.train.run import Options, run
 
     manager, registry = activate(["mrl"])
     manager.register(clock)

@@ -12,8 +12,8 @@ from benchmarks.train_embed import ClockObserver
 def main() -> None:
     """The one run."""
     from embed_core.config import document, load
-    from embed_core.engine.run import Options, run
     from embed_core.plugins import activate
+    from embed_core.train.run import Options, run
 
     order = read_order()
     manager, registry = activate(["vision"])

@@ -18,7 +18,7 @@ def read_pictures(case: Case, cache: Path, folder: Path) -> list[Row]:
     """As many of the embedded pictures as the steps take, at random, each a PNG file: (query, positive) rows."""
     from embed_core.context import BuildContext
     from embed_core.registry import Registry
-    from embed_vision.datasets_config import PicturesConfig
+    from embed_vision.datasets.config import PicturesConfig
 
     wanted = case.batch_size * case.steps
     config = PicturesConfig(symbols=160, renderings=max(20, -(-wanted // 150)), held_out_rows=0)
@@ -43,11 +43,11 @@ def write_pictures(rows: Sequence[Row], case: Case, folder: Path) -> tuple[Path,
 
 def write_clip(case: Case, rows: Sequence[Row], cache: Path, directory: Path) -> float:
     """A random CLIP of the case's shape; returns the tokens of a row: those of its caption and of its picture."""
-    from embed_core.card import RunCard
     from embed_core.context import BuildContext
+    from embed_core.export.model_card import RunCard
     from embed_core.registry import Registry
-    from embed_vision.checkpoint import VisionCheckpointer
-    from embed_vision.models_config import ClipConfig, ClipShape
+    from embed_vision.export.checkpoint import VisionCheckpointer
+    from embed_vision.models.config import ClipConfig, ClipShape
 
     shape = ClipShape(
         vocab_size=case.vocab_size, hidden=case.hidden, layers=case.layers, heads=case.heads, width=case.hidden,

@@ -10,9 +10,9 @@ import torch
 from embed_bge.build import fresh_heads
 from embed_bge.config import BGEM3ModelConfig
 from embed_bge.model import BGEM3Model
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
 torch.set_num_threads(1)
 

@@ -11,8 +11,8 @@ from transformers import AutoModel
 
 from embed_bge.checkpoint import BGEM3Checkpointer
 from embed_bge.model import BGEM3Model
-from embed_core.card import RunCard
 from embed_core.errors import CheckpointError
+from embed_core.export.model_card import RunCard
 from embed_core.scoring import dense_scores, multi_vector_scores, sparse_scores
 
 torch.set_num_threads(1)

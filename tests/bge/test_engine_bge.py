@@ -39,9 +39,9 @@ def answers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Any]:
     """What every setting gave, by ``ranks-stage-precision-budget-strategy``."""
     from transformers import AutoTokenizer
 
-    from embed_core.scratch.config import EncoderShape
-    from embed_core.scratch.encoder import xlm_roberta
-    from embed_core.scratch.tokenizer import unigram_tokenizer
+    from embed_core.models.from_scratch.config import EncoderShape
+    from embed_core.models.from_scratch.encoder import xlm_roberta
+    from embed_core.models.from_scratch.unigram import unigram_tokenizer
     from embed_core.testing.datasets import tiny_dataset
 
     out = tmp_path_factory.mktemp("answers")

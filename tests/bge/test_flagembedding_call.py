@@ -12,13 +12,13 @@ import pytest
 import torch
 
 from embed_bge.recipe import BGERecipe
+from embed_core.batch.collate import draw, prepare
+from embed_core.batch.global_batch import GlobalBatch
 from embed_core.config.document import overrides
 from embed_core.config.load import Request, resolve
 from embed_core.context import BuildContext
 from embed_core.datasets.wrappers import check_loss
-from embed_core.engine.gather import GlobalBatch
-from embed_core.engine.host_batch import draw, prepare
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
 from embed_core.plugins import activate

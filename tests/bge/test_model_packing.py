@@ -13,8 +13,8 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embed_core.acceleration.varlen_check import can_pack
 from embed_core.embeddings import values
-from embed_core.engine.packs import can_pack
 from embed_core.testing import check_model
 from embed_core.types import Embeddings, Encoded
 

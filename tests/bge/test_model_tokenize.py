@@ -8,7 +8,7 @@ import pytest
 
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.testing import check_model
-from embed_core.text import TextTokenizer
+from embed_core.text.tokenizer import TextTokenizer
 
 
 def ids(encoded) -> list[list[int]]:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from embed_core.tokens.cached import CachedTokens
-from embed_core.tokens.store import TokenStore
+from embed_core.text.token_cache import CachedTokens
+from embed_core.text.token_store import TokenStore
 
 
 @pytest.mark.parametrize(

@@ -14,17 +14,10 @@ from rich.console import Console
 
 from embed_cli import plan_command
 from embed_cli.main import main
-from embed_core.engine.flops import Parameters
-from embed_core.engine.plan_types import (
-    DataView,
-    DeviceView,
-    LargestChunk,
-    MemoryPart,
-    Plan,
-    SpeedView,
-    StrategyView,
-)
-from embed_core.engine.survey import ColumnView
+from embed_core.inspection.plan.data_profile import ColumnView
+from embed_core.inspection.plan.report import DataView, DeviceView, MemoryPart, Plan, SpeedView, StrategyView
+from embed_core.profiling.flops import Parameters
+from embed_core.profiling.throughput import LargestChunk
 
 torch.set_num_threads(1)
 GIB = 2**30
@@ -209,7 +202,7 @@ def test_lines_say_what_the_numbers_are() -> None:
 def test_a_stream_without_unicode(monkeypatch: pytest.MonkeyPatch, embed: Embed, tmp_path: Path) -> None:
     with (tmp_path / "out").open("w+", encoding="ascii") as stream:
         monkeypatch.setattr(plan_command, "Console", lambda: Console(file=stream))
-        monkeypatch.setattr("embed_core.engine.plan.plan", lambda *_, **__: made())
+        monkeypatch.setattr("embed_core.inspection.plan.plan.plan", lambda *_, **__: made())
         assert embed()[0] == 0
         stream.seek(0)
         assert "1.33? that" in stream.read()

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embed_core.card import RunCard
+from embed_core.export.model_card import RunCard
 from embed_core.testing import check_checkpointer
 from embed_core.types import Embeddings, Encoded, ScoreWeights
 

@@ -12,12 +12,12 @@ import torch
 
 from embed_core.config import document, load
 from embed_core.config.run import RunConfig
-from embed_core.engine.ranks import leave
-from embed_core.engine.run import Options, RunResult, run
+from embed_core.distributed.process_group import leave
 from embed_core.events import RunEvent, StepEvent
 from embed_core.hookspecs import hookimpl
 from embed_core.plugins import activate
 from embed_core.testing.datasets import tiny_dataset
+from embed_core.train.run import Options, RunResult, run
 
 torch.set_num_threads(1)
 

@@ -9,20 +9,22 @@ from typing import Any
 
 import torch
 
+from embed_core.batch.collate import draw, make_host_batch, share
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
 from embed_core.context import BuildContext
+from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.embeddings import slice_rows
-from embed_core.engine import sharding
-from embed_core.engine.host_batch import draw, prepare, share
-from embed_core.engine.ranks import Ranks, join, leave
-from embed_core.engine.step import Step
-from embed_core.losses import search
+from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.registry import Registry
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
+from embed_core.train.step import Step
 from embed_core.types import Batch, LossOutput, Targets
+from embed_core.zero.engine import Trainable, initialize
+from embed_core.zero.state import full_state, gradient_norm
+from embed_core.zero.state import gradient as full_gradient
 
 
 class AllTermsLoss(torch.nn.Module):
@@ -93,7 +95,7 @@ def bge(out: Path) -> tuple[Any, Any]:
 
 def shared(out: Path) -> tuple[Any, Any]:
     """The tiny model, and a loss that shares the rows; on several ranks also in tiles of a few similarities."""
-    search.TILE_BYTES = 60 if torch.distributed.get_world_size() > 1 else 2**20
+    tiled_cross_entropy.TILE_BYTES = 60 if torch.distributed.get_world_size() > 1 else 2**20
     return TinyModel(), SharedRowsLoss()
 
 
@@ -105,8 +107,8 @@ def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> d
     # A large epsilon keeps Adam from hiding a wrong factor of the gradient.
     optimizer = OptimizerConfig(learning_rate=0.01, epsilon=1e-3)
     settings = TrainConfig(gradient_clipping=0.5, optimizer=optimizer)
-    module = sharding.Trainable(model, loss)
-    engine = sharding.initialize(module, engine_config, settings, ranks, lambda line: None)
+    module = Trainable(model, loss)
+    engine = initialize(module, engine_config, settings, ranks, lambda line: None)
     step = Step(engine, model, loss, engine_config, ranks)
     dataset = tiny_dataset()
     log: list[dict[str, object]] = []
@@ -114,18 +116,18 @@ def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> d
         # 7 rows: the ranks' shares differ, and so do their numbers of chunks.
         rows = [row % len(dataset) for row in range(7 * number, 7 * number + 7)]
         examples = draw(dataset, share(rows, ranks.rank, ranks.world_size), 0, number)
-        output = step.forward_backward(prepare(model, examples), number)
+        output = step.forward_backward(make_host_batch(model, examples), number)
         # Copies: at stage 0 these are the gradients themselves, and clipping works in place.
-        full = {name: sharding.gradient(engine, parameter) for name, parameter in module.named_parameters()}
+        full = {name: full_gradient(engine, parameter) for name, parameter in module.named_parameters()}
         gradients = {name: value.flatten().tolist() for name, value in full.items() if value is not None}
         replicated = engine.zero_optimization_stage() == 0
-        norm = sharding.gradient_norm(engine) if replicated else None
+        norm = gradient_norm(engine) if replicated else None
         engine.step()
-        norm = norm if replicated else sharding.gradient_norm(engine)
+        norm = norm if replicated else gradient_norm(engine)
         metrics = {name: float(value) for name, value in output.metrics.items()}
         loss_now = float(output.loss)
         log.append({"loss": loss_now, "metrics": metrics, "gradients": gradients, "norm": norm, "rows": output.rows})
-    weights = {name: value.flatten().tolist() for name, value in sharding.full_state(engine, module, ranks).items()}
+    weights = {name: value.flatten().tolist() for name, value in full_state(engine, module, ranks).items()}
     return {"steps": log, "weights": weights}
 
 

@@ -10,14 +10,15 @@ from unittest.mock import patch
 
 import torch
 
+from embed_core.distributed import collectives
 from embed_core.embeddings import detach
-from embed_core.engine import gather, prove_worker
-from embed_core.engine.step import Chunks
-from embed_core.losses import search
+from embed_core.inspection.prove import worker
+from embed_core.losses import tiled_cross_entropy
+from embed_core.train.step import Chunks
 from embed_hello.config import HelloModelConfig
 
-build, forward, gather_rows = HelloModelConfig.build, Chunks.forward, gather.gather_rows
-backward, measure, slices = gather._GatherRows.backward, prove_worker.measure, search._slices
+build, forward, gather_rows = HelloModelConfig.build, Chunks.forward, collectives.gather_rows
+backward, measure, slices = collectives._GatherRows.backward, worker.measure, tiled_cross_entropy._slices
 
 
 def with_dropout(self: Any, context: Any) -> Any:
@@ -63,12 +64,12 @@ def tile_dropped(total: int, size: int) -> Any:
 FAULTS: Mapping[str, Callable[[], AbstractContextManager[Any]]] = {
     "1 rank, ZeRO 0, direct": lambda: patch.object(Chunks, "forward", chunk_dropped),
     "1 rank, ZeRO 0, cached, dropout on": lambda: patch.object(Chunks, "forward", random_state_not_replayed),
-    "2 ranks, ZeRO 0, direct": lambda: patch.object(gather, "gather_rows", detached_gather),
+    "2 ranks, ZeRO 0, direct": lambda: patch.object(collectives, "gather_rows", detached_gather),
     "2 ranks, ZeRO 1, cached": lambda: patch.object(
-        gather._GatherRows, "backward", staticmethod(wrong_world_size_factor)
+        collectives._GatherRows, "backward", staticmethod(wrong_world_size_factor)
     ),
     # Shows with a loss that is computed in tiles; hello's own is not.
-    "1 rank, ZeRO 0, direct, loss in tiles": lambda: patch.object(search, "_slices", tile_dropped),
+    "1 rank, ZeRO 0, direct, loss in tiles": lambda: patch.object(tiled_cross_entropy, "_slices", tile_dropped),
 }
 
 
@@ -80,6 +81,6 @@ def measure_with_fault(variant: Any, *args: Any) -> Any:
 if __name__ == "__main__":
     with (
         patch.object(HelloModelConfig, "build", with_dropout),
-        patch.object(prove_worker, "measure", measure_with_fault),
+        patch.object(worker, "measure", measure_with_fault),
     ):
-        prove_worker.main(sys.argv[1])
+        worker.main(sys.argv[1])

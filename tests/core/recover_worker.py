@@ -15,12 +15,12 @@ import torch
 
 from embed_core.config import document, load
 from embed_core.config.base import LossConfig, ModelConfig, SamplerConfig
-from embed_core.engine.ranks import RankLostError, environment, leave
-from embed_core.engine.run import Options, run
+from embed_core.distributed.process_group import RankLostError, environment, leave
 from embed_core.errors import EmbedError
 from embed_core.hookspecs import hookimpl
 from embed_core.plugins import activate
 from embed_core.testing.datasets import tiny_dataset
+from embed_core.train.run import Options, run
 from embed_core.types import Batch, LossOutput, Targets
 from embed_hello.config import HelloModelConfig
 

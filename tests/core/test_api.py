@@ -14,7 +14,7 @@ from transformers import AutoTokenizer
 
 from embed_bge import BGEM3Model, BGETrainer, BGETrainerConfig
 from embed_core.api import BaseRetrieverTrainer
-from embed_core.engine.ranks import leave
+from embed_core.distributed.process_group import leave
 from embed_core.errors import CheckpointError, ConfigError, DataError
 from embed_core.hookspecs import hookimpl
 

@@ -8,10 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from embed_core.checkpoints.source import load_encoder, load_tokenizer, model_directory
 from embed_core.errors import CheckpointError
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 
 torch.set_num_threads(1)
 

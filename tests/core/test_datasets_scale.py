@@ -26,8 +26,8 @@ from embed_core.datasets.retrieval import RetrievalDataset
 from embed_core.datasets.row import parse_row
 from embed_core.datasets.split import choose_held_out, row_identities
 from embed_core.errors import DataError
+from embed_core.models.from_scratch.unigram import _sample
 from embed_core.registry import Registry
-from embed_core.scratch.tokenizer import _sample
 
 
 @pytest.fixture

@@ -9,13 +9,13 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embed_core.acceleration import attention
+from embed_core.acceleration.dropout import keep_mask
 from embed_core.config.run import EngineConfig
-from embed_core.engine import attention
-from embed_core.engine.dropout import keep_mask
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
 
 CPU = Ranks(0, 1, 0, "cpu")
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.engine.chunking import PRICE, cut, padded_tokens
+from embed_core.batch.chunks import PRICE, cut, padded_tokens
 
 LENGTHS = st.lists(st.integers(0, 60), min_size=1, max_size=40)
 

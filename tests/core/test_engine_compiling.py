@@ -15,23 +15,24 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embed_core.acceleration.compile import compile_encoders
+from embed_core.batch.collate import draw, make_host_batch
 from embed_core.config.run import EngineConfig, TrainConfig
 from embed_core.context import BuildContext
-from embed_core.encoders.config import TransformersEncoderConfig
-from embed_core.encoders.model import TransformersEncoder
-from embed_core.engine import sharding
-from embed_core.engine.compiling import compile_encoders
-from embed_core.engine.host_batch import draw, prepare
-from embed_core.engine.ranks import Ranks, join, leave
-from embed_core.engine.step import Step
+from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+from embed_core.models.transformers_encoder.model import TransformersEncoder
 from embed_core.registry import Registry
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
 from embed_core.testing import tiny_dataset
 from embed_core.testing.tiny import TinyModel
+from embed_core.train.step import Step
+from embed_core.zero.engine import Trainable, initialize
+from embed_core.zero.state import gradient as full_gradient
 
 torch.set_num_threads(1)
 PACKS = "test_compiled_packs"
@@ -78,14 +79,14 @@ def trained(model: Any, ranks: Ranks, **options: Any) -> Answer:
     """Losses and summed gradients of two batches of several chunks each."""
     config = EngineConfig(precision="fp32", token_budget=60, **options)
     loss = InfoNCEConfig(temperature=0.2).build(BuildContext(registry=Registry(), announce=lambda line: None))
-    module = sharding.Trainable(model, loss)
+    module = Trainable(model, loss)
     train = TrainConfig(gradient_accumulation_steps=STEPS)
-    engine = sharding.initialize(module, config, train, ranks, lambda line: None)
+    engine = initialize(module, config, train, ranks, lambda line: None)
     step, dataset, losses = Step(engine, model, loss, config, ranks), tiny_dataset(), []
     for number in range(STEPS):
-        host = prepare(model, draw(dataset, range(6 * number, 6 * number + 6), 0, number))
+        host = make_host_batch(model, draw(dataset, range(6 * number, 6 * number + 6), 0, number))
         losses.append(float(step.forward_backward(host, number, last=number == STEPS - 1).loss))
-    each = {name: sharding.gradient(engine, p) for name, p in module.named_parameters() if p.requires_grad}
+    each = {name: full_gradient(engine, p) for name, p in module.named_parameters() if p.requires_grad}
     return losses, {name: value.clone() for name, value in each.items() if value is not None}
 
 

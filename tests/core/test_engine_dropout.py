@@ -9,8 +9,8 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from embed_core.engine.dropout import LEVELS, FastDropout, keep_mask, set_dropout
-from embed_core.engine.seeds import seed_generators
+from embed_core.acceleration.dropout import LEVELS, FastDropout, keep_mask, set_dropout
+from embed_core.distributed.seeds import seed_generators
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])

@@ -7,7 +7,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embed_core.engine.embedding import SharedTables
+from embed_core.acceleration.embedding_gradient import SharedTables
 
 
 class TwoTables(nn.Module):

@@ -11,12 +11,14 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
+from embed_core.batch.chunks import Sizes
 from embed_core.config.run import EngineConfig
-from embed_core.engine import fit as fit_module
-from embed_core.engine.fit import Fit, Probe, Sizes
-from embed_core.engine.headroom import available_bytes, gib, host_bytes, kept_bytes
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
+from embed_core.hardware.memory import available_bytes, gib, host_bytes
+from embed_core.profiling.storage_tracker import kept_bytes
+from embed_core.train import strategy as fit_module
+from embed_core.train.strategy import Fit, Probe
 
 torch.set_num_threads(1)
 ALONE = Ranks(0, 1, 0, "cpu")
@@ -117,7 +119,7 @@ def test_the_tightest_cgroup_limits(host: Path) -> None:
 
 
 def test_ranks_of_one_machine_share_its_memory(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("embed_core.engine.headroom.host_bytes", lambda: 800)
+    monkeypatch.setattr("embed_core.hardware.memory.host_bytes", lambda: 800)
     monkeypatch.delenv("LOCAL_WORLD_SIZE", raising=False)
     assert available_bytes(Ranks(1, 4, 1, "cpu")) == 200
     monkeypatch.setenv("LOCAL_WORLD_SIZE", "2")

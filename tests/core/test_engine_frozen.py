@@ -7,9 +7,11 @@ import torch
 from torch import nn
 
 from embed_core.config.run import EngineConfig, TrainConfig
-from embed_core.engine import frozen, sharding
-from embed_core.engine.ranks import Ranks, join, leave
+from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.testing.tiny import TinyModel
+from embed_core.zero import frozen
+from embed_core.zero.engine import Trainable, initialize
+from embed_core.zero.state import full_state
 
 
 def kept(module: nn.Module) -> set[str]:
@@ -36,8 +38,8 @@ def test_a_run_in_half_precision_returns_frozen_weights_unrounded(stage: int) ->
         model.embedding.requires_grad_(False)
         before = model.embedding.weight.detach().clone()
         config = EngineConfig(precision="bf16-weights", zero_stage=stage)
-        engine = sharding.initialize(sharding.Trainable(model, None), config, TrainConfig(), ranks, lambda line: None)
-        state = sharding.full_state(engine, model, ranks)
+        engine = initialize(Trainable(model, None), config, TrainConfig(), ranks, lambda line: None)
+        state = full_state(engine, model, ranks)
         assert torch.equal(state["embedding.weight"], before)
         assert not torch.equal(before, before.bfloat16().float())
     finally:

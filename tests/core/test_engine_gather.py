@@ -11,10 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
+from embed_core.batch.collate import draw, make_host_batch, share
+from embed_core.batch.global_batch import GlobalBatch
+from embed_core.distributed.collectives import gather_embeddings, gather_rows, sum_parts
+from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import select, values
-from embed_core.engine.gather import GlobalBatch, gather_embeddings, gather_rows, sum_parts
-from embed_core.engine.host_batch import draw, prepare, share
-from embed_core.engine.ranks import Ranks
 from embed_core.errors import DataError
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
@@ -159,7 +160,7 @@ def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.Mon
     scored[6] = type(scored[6])(**{**_fields(scored[6]), "scores": tuple(map(float, range(len(scored[6].passages))))})
 
     def on_rank(ranks: Ranks) -> tuple[Any, Any, Any]:
-        host = prepare(model, [scored[row] for row in share(rows, ranks.rank, ranks.world_size)])
+        host = make_host_batch(model, [scored[row] for row in share(rows, ranks.rank, ranks.world_size)])
         batch = GlobalBatch(host, 5, ranks)
         with torch.no_grad():
             local = model(**model.collate(host.encoded))
@@ -190,7 +191,7 @@ def test_scores_are_none_where_no_row_of_any_rank_has_some(monkeypatch: pytest.M
     examples = draw(tiny_dataset(), range(4), 0, 0)
 
     def on_rank(ranks: Ranks) -> Any:
-        return GlobalBatch(prepare(TinyModel(), examples[ranks.rank :: 2]), 0, ranks).targets.scores_P
+        return GlobalBatch(make_host_batch(TinyModel(), examples[ranks.rank :: 2]), 0, ranks).targets.scores_P
 
     assert on_ranks(monkeypatch, 2, on_rank) == [None, None]
 
@@ -204,7 +205,7 @@ def test_teacher_scores_travel_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> No
     ]
 
     def on_rank(ranks: Ranks) -> Any:
-        return GlobalBatch(prepare(TinyModel(), [examples[ranks.rank]]), 0, ranks).targets.scores_P
+        return GlobalBatch(make_host_batch(TinyModel(), [examples[ranks.rank]]), 0, ranks).targets.scores_P
 
     for found in on_ranks(monkeypatch, 2, on_rank):
         assert found.numpy().tobytes() == np.array(odd, dtype=np.float32).tobytes()
@@ -228,7 +229,7 @@ def test_teacher_vectors_are_the_global_batchs_on_every_rank(monkeypatch: pytest
 
     def on_rank(ranks: Ranks) -> Any:
         own = share(rows, ranks.rank, ranks.world_size)
-        return GlobalBatch(prepare(model, [taught(row, 2) for row in own]), 0, ranks).targets
+        return GlobalBatch(make_host_batch(model, [taught(row, 2) for row in own]), 0, ranks).targets
 
     for targets in on_ranks(monkeypatch, world_size, on_rank) if world_size > 1 else [on_rank(Ranks(0, 1, 0, "cpu"))]:
         assert targets.teacher.query_BW.tolist() == [[row, 0] for row in rows]
@@ -240,7 +241,7 @@ def test_teacher_vectors_are_the_global_batchs_on_every_rank(monkeypatch: pytest
 def test_ranks_with_different_teachers_stop_alike(monkeypatch: pytest.MonkeyPatch) -> None:
     def on_rank(ranks: Ranks) -> str:
         with pytest.raises(DataError, match=r"teacher vectors of widths \[2, 4\] \(0: none\): every row of a batch"):
-            GlobalBatch(prepare(TinyModel(), [taught(ranks.rank, 2 + 2 * ranks.rank)]), 0, ranks)
+            GlobalBatch(make_host_batch(TinyModel(), [taught(ranks.rank, 2 + 2 * ranks.rank)]), 0, ranks)
         return "stopped"
 
     assert on_ranks(monkeypatch, 2, on_rank) == ["stopped", "stopped"]

@@ -7,12 +7,12 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.engine.host_batch import draw, prepare, share
+from embed_core.batch.collate import draw, make_host_batch, share
 from embed_core.errors import DataError
-from embed_core.identity import identity, key_identity
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Example
+from embed_core.utils.hashing import identity, key_identity
 
 
 @given(st.integers(1, 300), st.data())
@@ -42,7 +42,7 @@ def example(row: int, query: str, *passages: str, **more: object) -> Example:
 
 
 def test_columns_by_hand() -> None:
-    host = prepare(
+    host = make_host_batch(
         TinyModel(),
         [
             example(4, "a", "p", "a", scores=(2.0, 1.0), passage_keys=("k", None), positives=("p", "r")),
@@ -68,14 +68,14 @@ def test_columns_by_hand() -> None:
 
 
 def test_prompts_make_texts_distinct() -> None:
-    host = prepare(TinyModel(), [example(0, "a", "a", query_prompt="ask ")])
+    host = make_host_batch(TinyModel(), [example(0, "a", "a", query_prompt="ask ")])
     assert len(host.encoded) == 2
 
 
 def test_without_deduplication_each_occurrence_is_encoded() -> None:
     examples = [example(0, "a", "p"), example(1, "a", "p")]
-    assert len(prepare(TinyModel(), examples, deduplicate=False).encoded) == 4
-    assert len(prepare(TinyModel(), examples).encoded) == 2
+    assert len(make_host_batch(TinyModel(), examples, deduplicate=False).encoded) == 4
+    assert len(make_host_batch(TinyModel(), examples).encoded) == 2
 
 
 def test_identities_of_keys_and_texts_do_not_meet() -> None:
@@ -95,13 +95,13 @@ def test_identities_of_keys_and_texts_do_not_meet() -> None:
 def test_rows_that_do_not_fit_are_refused(more: dict[str, object], message: str) -> None:
     row = Example(**{"row": 3, "query": "q", "passages": ("p", "n"), "place": "f:3", **more})  # type: ignore[arg-type]
     with pytest.raises(DataError, match=message):
-        prepare(TinyModel(), [row])
+        make_host_batch(TinyModel(), [row])
 
 
 def test_a_draw_of_the_dataset_is_prepared_alike_on_any_rank() -> None:
     dataset = tiny_dataset()
-    whole = prepare(TinyModel(), draw(dataset, range(8), 0, 0))
-    half = prepare(TinyModel(), draw(dataset, range(4, 8), 0, 0))
+    whole = make_host_batch(TinyModel(), draw(dataset, range(8), 0, 0))
+    half = make_host_batch(TinyModel(), draw(dataset, range(4, 8), 0, 0))
     assert half.passage_ids.tolist() == whole.passage_ids.tolist()[-len(half.passage_ids) :]
 
 
@@ -110,7 +110,7 @@ def vectors(*rows: float) -> np.ndarray:
 
 
 def test_teacher_vectors_stand_in_the_order_of_the_texts() -> None:
-    host = prepare(
+    host = make_host_batch(
         TinyModel(),
         [
             example(4, "a", "p", "q", query_vector=vectors(1)[0], passage_vectors=vectors(2, 3)),
@@ -120,7 +120,7 @@ def test_teacher_vectors_stand_in_the_order_of_the_texts() -> None:
     assert host.teacher is not None
     assert host.teacher.dtype == np.float32
     assert host.teacher.tolist() == vectors(1, 4, 2, 3, 5).tolist(), "equal texts are not merged: roles differ"
-    assert prepare(TinyModel(), [example(4, "a", "p")]).teacher is None
+    assert make_host_batch(TinyModel(), [example(4, "a", "p")]).teacher is None
 
 
 @pytest.mark.parametrize(
@@ -141,4 +141,4 @@ def test_teacher_vectors_stand_in_the_order_of_the_texts() -> None:
 def test_rows_have_teacher_vectors_alike(given: dict[str, object], message: str) -> None:
     first = example(4, "a", "p", query_vector=vectors(1)[0], passage_vectors=vectors(2))
     with pytest.raises(DataError, match=message):
-        prepare(TinyModel(), [first, example(7, "b", "q", **given)])
+        make_host_batch(TinyModel(), [first, example(7, "b", "q", **given)])

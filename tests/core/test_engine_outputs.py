@@ -7,8 +7,8 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.engine.outputs import LEFT_OVER, OURS, OutputDir, replace_directory, write_text
 from embed_core.errors import CheckpointError
+from embed_core.train.output_dir import LEFT_OVER, OURS, OutputDir, replace_directory, write_text
 
 
 def folder(tmp_path: Path, content: object = None) -> OutputDir:
@@ -42,7 +42,7 @@ def test_overwrite_removes_a_runs_files_and_nothing_else(tmp_path: Path) -> None
         else:
             (outputs.path / name).write_text("old")
     (outputs.path / "notes.txt").write_text("mine")
-    outputs.prepare(overwrite=True)
+    outputs.create(overwrite=True)
     assert [path.name for path in outputs.path.iterdir()] == ["notes.txt"]
 
 
@@ -53,7 +53,7 @@ def test_what_a_kill_left_is_cleared_and_the_run_stays(tmp_path: Path) -> None:
     (outputs.path / ".run.json.tmp").write_text("{")
     (outputs.path / "model").mkdir()
     assert {".model.tmp", ".run.json.tmp"} < set(LEFT_OVER)
-    outputs.prepare(overwrite=False)
+    outputs.create(overwrite=False)
     assert sorted(path.name for path in outputs.path.iterdir()) == ["model", "run.json"]
 
 

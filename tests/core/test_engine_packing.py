@@ -17,24 +17,25 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embed_core.acceleration.attention import FLASH, PRODUCTS, set_attention
+from embed_core.acceleration.varlen_check import can_pack
+from embed_core.batch.chunks import Chunks
+from embed_core.batch.collate import draw, make_host_batch
 from embed_core.config.run import EngineConfig, TrainConfig
+from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.embeddings import values
-from embed_core.encoders.config import TransformersEncoderConfig
-from embed_core.encoders.model import TransformersEncoder
-from embed_core.engine import sharding
-from embed_core.engine.attention import FLASH, PRODUCTS, set_attention
-from embed_core.engine.chunks import Chunks
-from embed_core.engine.host_batch import draw, prepare
-from embed_core.engine.packs import can_pack
-from embed_core.engine.ranks import Ranks, join, leave
-from embed_core.engine.step import Step
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+from embed_core.models.transformers_encoder.model import TransformersEncoder
 from embed_core.testing import check_model, tiny_dataset
+from embed_core.train.step import Step
 from embed_core.types import Encoded
+from embed_core.zero.engine import Trainable, initialize
+from embed_core.zero.state import gradient as full_gradient
 
 torch.set_num_threads(1)
 GPU, CPU = Ranks(0, 1, 0, "cuda:0"), Ranks(0, 1, 0, "cpu")
@@ -274,14 +275,14 @@ def trained(model: Any, ranks: Ranks, **options: Any) -> tuple[list[float], dict
     """Losses, gradients after two batches, and tokens that the hardware saw."""
     config = EngineConfig(precision="fp32", token_budget=40, **options)
     loss = build_loss()
-    module = sharding.Trainable(model, loss)
-    engine = sharding.initialize(module, config, TrainConfig(gradient_accumulation_steps=2), ranks, lambda line: None)
+    module = Trainable(model, loss)
+    engine = initialize(module, config, TrainConfig(gradient_accumulation_steps=2), ranks, lambda line: None)
     step, dataset = Step(engine, model, loss, config, ranks), tiny_dataset()
     outputs = [
-        step.forward_backward(prepare(model, draw(dataset, range(6 * n, 6 * n + 6), 0, n)), n, last=n == 1)
+        step.forward_backward(make_host_batch(model, draw(dataset, range(6 * n, 6 * n + 6), 0, n)), n, last=n == 1)
         for n in range(2)
     ]
-    found = {name: sharding.gradient(engine, p) for name, p in module.named_parameters() if p.requires_grad}
+    found = {name: full_gradient(engine, p) for name, p in module.named_parameters() if p.requires_grad}
     assert [output.tokens <= output.padded_tokens for output in outputs] == [True] * 2
     tokens = [output.padded_tokens - (output.tokens if model.packed else 0) for output in outputs]
     return (

@@ -12,15 +12,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
+from embed_core.batch.chunks import Chunks, Cutting, cut
 from embed_core.config.run import EngineConfig
+from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import offsets_of
-from embed_core.engine.chunking import Cutting, cut
-from embed_core.engine.chunks import Chunks
-from embed_core.engine.explain import _chunks
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.survey import Survey, _add
-from embed_core.packing import Packed, Padded, chunk_tokens, packed
-from embed_core.pooling import Pooling, pool, pool_packed
+from embed_core.inspection.explain import _chunks
+from embed_core.inspection.plan.data_profile import Survey, _add
+from embed_core.text.pooling import Pooling, pool, pool_packed
+from embed_core.text.varlen import Packed, Padded, chunk_tokens, packed
 from embed_core.types import Embeddings, Encoded
 
 torch.set_num_threads(1)

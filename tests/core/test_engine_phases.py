@@ -218,7 +218,7 @@ def test_a_model_of_the_caller_is_trained_through_all_phases(hello_run: Any, tmp
 
 
 def test_too_many_ranks_for_a_later_phase_show_at_once(hello_run: Any) -> None:
-    from embed_core.engine.phases import Phases
+    from embed_core.train.phases import Phases
 
     sampler = ShuffledConfig(batch_size=2)
     config = RunConfig.model_construct(

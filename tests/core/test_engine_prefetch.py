@@ -7,7 +7,7 @@ import time
 
 import pytest
 
-from embed_core.engine.prefetch import prefetch
+from embed_core.batch.loader import prefetch
 
 
 @pytest.mark.parametrize("ahead", [0, 1, 3, 100])

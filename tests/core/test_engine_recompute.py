@@ -10,14 +10,14 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embed_core.acceleration.activation_checkpointing import enable_checkpointing
 from embed_core.config.run import EngineConfig, TrainConfig
-from embed_core.engine import sharding
-from embed_core.engine.ranks import join, leave
-from embed_core.engine.recompute import enable_checkpointing
+from embed_core.distributed.process_group import join, leave
 from embed_core.errors import ConfigError
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
 from embed_core.testing.tiny import TinyModel
+from embed_core.zero.engine import Trainable, initialize
 
 torch.set_num_threads(1)
 SHAPE = EncoderShape(vocab_size=50, hidden=16, layers=3, heads=2, dropout=0.3)
@@ -100,7 +100,7 @@ def test_the_engine_switches_it_on() -> None:
         for wanted in (False, True):
             model = Wrapped()
             config = EngineConfig(precision="fp32", gradient_checkpointing=wanted)
-            sharding.initialize(sharding.Trainable(model, None), config, TrainConfig(), ranks, lambda line: None)
+            initialize(Trainable(model, None), config, TrainConfig(), ranks, lambda line: None)
             assert model.parts["encoder"].is_gradient_checkpointing is wanted
     finally:
         leave()

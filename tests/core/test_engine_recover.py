@@ -16,14 +16,14 @@ import torch
 from safetensors.torch import load_file
 
 from embed_cli.launch import launch
+from embed_core.batch.chunks import Sizes
 from embed_core.config.run import EngineConfig
-from embed_core.engine.fit import Sizes
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.recover import is_out_of_memory
-from embed_core.engine.step import Step
-from embed_core.engine.trainer import Trainer
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
+from embed_core.hardware.oom import is_out_of_memory
 from embed_core.testing.tiny import TinyModel
+from embed_core.train.step import Step
+from embed_core.train.trainer import Trainer
 
 WORKER = str(Path(__file__).parent / "recover_worker.py")
 STAGES = (0, 1, 2, 3)

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.resume import CheckpointStore, TrainState, check_same_run
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, EmbedError
+from embed_core.train.checkpoint import CheckpointStore, TrainState, check_same_run
 
 ALONE = Ranks(0, 1, 0, "cpu")
 SAVING = ("checkpoint.every_steps=2",)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from embed_core.config.run import ScheduleConfig
-from embed_core.engine.schedule import factor, warmup_steps
+from embed_core.train.lr_schedule import factor, warmup_steps
 
 
 def factors(total: int, **options: object) -> list[float]:

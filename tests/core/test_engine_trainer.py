@@ -16,14 +16,15 @@ from safetensors.torch import load_file
 
 from embed_core.config.base import EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig
 from embed_core.config.run import RunConfig, ScheduleConfig
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.resume import TrainState
-from embed_core.engine.schedule import factor
-from embed_core.engine.trainer import Components, Pace, Trainer
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
+from embed_core.export.config import TransformersCheckpointConfig
 from embed_core.hookspecs import hookimpl
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
+from embed_core.train.checkpoint import TrainState
+from embed_core.train.lr_schedule import factor
+from embed_core.train.trainer import Components, Pace, Runtime, Trainer
 from embed_core.types import Batch, LossOutput, Targets
 
 
@@ -271,7 +272,7 @@ def test_a_tracker_that_is_not_installed_costs_no_former_run(
 ) -> None:
     hello_run("evaluation=[]")
     before = sorted(path.name for path in (tmp_path / "run").iterdir())
-    monkeypatch.setattr("embed_core.tracking._is_installed", lambda package: False)
+    monkeypatch.setattr("embed_core.observers.trackers._is_installed", lambda package: False)
     with pytest.raises(ConfigError, match="'wandb' is not installed"):
         hello_run("tracking.report_to=[wandb]", overwrite=True)
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == before
@@ -298,9 +299,10 @@ def test_default_output_directory(hello_run: Any, tmp_path: Path, monkeypatch: p
 def test_more_ranks_than_rows_are_refused_alike_on_every_rank() -> None:
     model = TinyModel()
     parts = Components(model, tiny_dataset(), SimpleNamespace(batch=lambda n: [1, 2], draws_per_epoch=1), None, ())  # type: ignore[arg-type]
-    config = RunConfig.model_construct(sampler=InOrder(batch_size=4))
+    config = RunConfig.model_construct(sampler=InOrder(batch_size=4), checkpoint=TransformersCheckpointConfig())
     for rank in range(3):
         ranks = Ranks(rank, 3, rank, "cpu")
-        trainer = Trainer(config, parts, None, ranks, TrainState(), None, lambda e: None, print)  # type: ignore[arg-type]
+        runtime = Runtime(ranks, None, lambda event: None, print)  # type: ignore[arg-type]
+        trainer = Trainer(config, parts, None, TrainState(), runtime)
         with pytest.raises(EmbedError, match="'in-order': batch 0 has 2 rows for 3 ranks: every rank needs one"):
             trainer._batch(0)

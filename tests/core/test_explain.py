@@ -16,8 +16,8 @@ from rich.console import Console
 from embed_cli import explain_command
 from embed_cli.main import main
 from embed_cli.run_command import RunRequest, resolve
-from embed_core.engine.explain import StepView, explain
 from embed_core.errors import ConfigError
+from embed_core.inspection.explain import StepView, explain
 from embed_core.testing.datasets import RowsDataset, tiny_dataset
 from embed_core.types import Example
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.files import beside, check_writable, replacing
+from embed_core.utils.atomic import beside, check_writable, replacing
 
 
 def test_replaced_when_it_ended_well(tmp_path: Path) -> None:

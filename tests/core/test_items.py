@@ -8,9 +8,9 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 
-from embed_core.engine.host_batch import prepare
-from embed_core.identity import described, identity, sameness
+from embed_core.batch.collate import make_host_batch
 from embed_core.types import Encoded, Example, Item, Role
+from embed_core.utils.hashing import described, identity, sameness
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ def test_an_item_that_fills_several_places_is_tokenised_once() -> None:
         Example(0, Sound("owl"), ("hoot", Sound("dog"))),
         Example(1, Sound("owl"), ("hoot", Sound("owl"))),
     ]
-    host = prepare(model, rows)
+    host = make_host_batch(model, rows)
     assert model.asked == [Sound("owl"), "hoot", Sound("dog"), Sound("owl")]  # per column
     assert host.query_ids[0] == host.query_ids[1] == host.passage_ids[3] != host.passage_ids[1]
     assert host.query_index.tolist() == [0, 0]
@@ -53,14 +53,14 @@ def test_an_item_that_fills_several_places_is_tokenised_once() -> None:
 
 def test_prompts_keep_equal_items_apart() -> None:
     model = Counting()
-    prepare(model, [Example(n, Sound("owl"), ("hoot",), query_prompt=prompt) for n, prompt in enumerate("ab")])
+    make_host_batch(model, [Example(n, Sound("owl"), ("hoot",), query_prompt=prompt) for n, prompt in enumerate("ab")])
     assert model.asked == [Sound("owl"), Sound("owl"), "hoot"]
 
 
 def test_an_item_without_an_identity_is_tokenised_wherever_it_is() -> None:
     model = Counting()
     array = np.zeros(2)  # neither hashable nor comparable
-    prepare(model, [Example(n, array, ("hoot",)) for n in range(2)])
+    make_host_batch(model, [Example(n, array, ("hoot",)) for n in range(2)])
     assert [item is array for item in model.asked] == [True, True, False]
 
 

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from embed_core.context import BuildContext
 from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
-from embed_core.losses import contrastive, search
+from embed_core.losses import contrastive, tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.protocols import Loss
 from embed_core.registry import Registry
@@ -72,7 +72,7 @@ def build(**options: Any) -> Loss:
 @contextmanager
 def tiles_of(elements: int) -> Iterator[None]:
     """Tiles of so many float64 similarities; a larger table is never whole."""
-    with mock.patch.object(search, "TILE_BYTES", 8 * elements):
+    with mock.patch.object(tiled_cross_entropy, "TILE_BYTES", 8 * elements):
         yield
 
 

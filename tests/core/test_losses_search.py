@@ -18,9 +18,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from embed_core.context import BuildContext
-from embed_core.losses import search
+from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
-from embed_core.losses.known import KnownPositives
+from embed_core.losses.false_negatives import KnownPositives
 from embed_core.registry import Registry
 from embed_core.testing.batches import random_batch
 from embed_core.types import LossOutput, Targets
@@ -31,7 +31,7 @@ WIDTH = 16
 
 @contextmanager
 def tile_bytes(size: int) -> Iterator[None]:
-    with mock.patch.object(search, "TILE_BYTES", size):
+    with mock.patch.object(tiled_cross_entropy, "TILE_BYTES", size):
         yield
 
 

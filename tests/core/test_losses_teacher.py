@@ -10,7 +10,7 @@ from torch import Tensor
 
 from embed_core.embeddings import offsets_of
 from embed_core.losses import contrastive
-from embed_core.losses import teacher as teaching
+from embed_core.losses import score_distillation as teaching
 from embed_core.types import Targets
 
 torch.set_num_threads(1)

@@ -12,23 +12,23 @@ import pytest
 import torch
 
 from embed_cli.run_command import RunRequest, resolve
+from embed_core.batch.chunks import cut
 from embed_core.config.run import RunConfig
 from embed_core.context import BuildContext
+from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import to_float32, values
-from embed_core.engine import devices
-from embed_core.engine.chunking import cut
-from embed_core.engine.explain import explain
-from embed_core.engine.flops import cost_of
-from embed_core.engine.loss_probe import LossProbe, _grown, synthetic
-from embed_core.engine.parts import Parts
-from embed_core.engine.plan import plan
-from embed_core.engine.plan_target import PlanRequest
-from embed_core.engine.plan_types import Plan
-from embed_core.engine.probe import watched
-from embed_core.engine.ranks import Ranks
-from embed_core.engine.survey import text_tokenizer
 from embed_core.errors import ConfigError
+from embed_core.hardware import specs
+from embed_core.inspection.explain import explain
+from embed_core.inspection.parts import Parts
+from embed_core.inspection.plan.data_profile import text_tokenizer
+from embed_core.inspection.plan.plan import plan
+from embed_core.inspection.plan.report import Plan
+from embed_core.inspection.plan.target import PlanRequest
 from embed_core.losses.config import InfoNCEConfig
+from embed_core.profiling.activation_memory import watched
+from embed_core.profiling.flops import cost_of
+from embed_core.profiling.loss_memory import LossProbe, _grown, synthetic
 from embed_core.registry import Registry
 from embed_core.testing.datasets import RowsDataset
 from embed_core.testing.tiny import TinyModel
@@ -201,9 +201,9 @@ def test_the_verdict_and_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
     assert direct.total > held
 
     def small(count: float) -> Plan:
-        real = devices.local
+        real = specs.local
         with pytest.MonkeyPatch.context() as patch:
-            patch.setattr(devices, "local", lambda ranks, precision: replace(real(ranks, precision), memory=count))
+            patch.setattr(specs, "local", lambda ranks, precision: replace(real(ranks, precision), memory=count))
             return planned(batches=1)
 
     between = small((direct.total + cached.total) / 2)
@@ -216,7 +216,7 @@ def test_the_verdict_and_the_strategy(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_a_gpu_that_is_not_here() -> None:
     made = planned("engine.precision=auto", "engine.token_budget=auto", device="H200", batches=1)
     assert (made.device.name, made.device.here, made.precision, made.token_budget) == ("h200", False, "bf16", 16384)
-    assert made.device.peak_flops == devices.named("h200").bf16
+    assert made.device.peak_flops == specs.named("h200").bf16
     assert made.device.peak_measured is False
     assert (made.speed.measured, made.speed.loss_seconds) == (None, None)
     assert made.speed.realistic is not None

@@ -7,10 +7,10 @@ import time
 import pytest
 import torch
 
-from embed_core.engine import devices
-from embed_core.engine.headroom import GIB, available_bytes
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
+from embed_core.hardware import specs
+from embed_core.hardware.memory import GIB, available_bytes
 
 torch.set_num_threads(1)
 
@@ -38,19 +38,19 @@ torch.set_num_threads(1)
     ],
 )
 def test_drivers_names(driver: str, name: str | None) -> None:
-    found = devices.known_as(driver)
+    found = specs.known_as(driver)
     assert (found and found.name) == name
 
 
 def test_names_are_unique_and_found_in_any_case() -> None:
-    names = [device.name for device in devices.TABLE]
+    names = [device.name for device in specs.TABLE]
     assert len(names) == len(set(names))
-    assert all(devices.named(name.upper()).name == name for name in names)
+    assert all(specs.named(name.upper()).name == name for name in names)
 
 
 def test_an_unknown_name_is_one_line() -> None:
     with pytest.raises(ConfigError) as error:
-        devices.named("h20")
+        specs.named("h20")
     message = str(error.value)
     assert message.startswith("--device 'h20': ")
     assert "h200" in message
@@ -60,20 +60,20 @@ def test_an_unknown_name_is_one_line() -> None:
 
 def test_peaks() -> None:
     """The figures that NVIDIA prints: H200 SXM 989 TFLOP/s dense bf16 (1,979 with sparsity), A100 312, T4 no bf16."""
-    assert devices.named("h200").peak("bf16") == pytest.approx(1979e12 / 2, rel=1e-3)
-    assert devices.named("a100").peak("fp16") == 312e12
-    assert devices.named("a100").peak("fp32") == 19.5e12
-    assert devices.named("t4").peak("bf16") is None
-    assert devices.named("t4").peak("fp16") == 65e12
-    for device in devices.TABLE:
+    assert specs.named("h200").peak("bf16") == pytest.approx(1979e12 / 2, rel=1e-3)
+    assert specs.named("a100").peak("fp16") == 312e12
+    assert specs.named("a100").peak("fp32") == 19.5e12
+    assert specs.named("t4").peak("bf16") is None
+    assert specs.named("t4").peak("fp16") == 65e12
+    for device in specs.TABLE:
         assert device.fp32 < device.fp16 < 3e15
         assert 14 * GIB < device.memory < 200 * GIB
-        assert 0.9 * device.memory < device.usable + devices.CUDA_CONTEXT < device.memory
+        assert 0.9 * device.memory < device.usable + specs.CUDA_CONTEXT < device.memory
 
 
 def test_a_cpu_is_measured() -> None:
-    devices.measured_peak.cache_clear()
-    peak = devices.measured_peak("cpu", "fp32")
+    specs.measured_peak.cache_clear()
+    peak = specs.measured_peak("cpu", "fp32")
     matrix = torch.ones(512, 512)
     rates = []
     for _ in range(20):
@@ -81,17 +81,17 @@ def test_a_cpu_is_measured() -> None:
         matrix @ matrix
         rates.append(2 * 512**3 / (time.perf_counter() - started))
     assert 0.1 < peak / max(rates) < 10, "the order of magnitude: the machine may be busy"
-    assert devices.measured_peak("cpu", "fp32") == peak, "measured once"
+    assert specs.measured_peak("cpu", "fp32") == peak, "measured once"
 
 
 def test_the_device_of_this_rank() -> None:
-    alone, shared = (devices.local(Ranks(0, ranks, 0, "cpu"), "fp32") for ranks in (1, 4))
+    alone, shared = (specs.local(Ranks(0, ranks, 0, "cpu"), "fp32") for ranks in (1, 4))
     assert (alone.name, alone.bf16) == ("cpu", 0.0)
-    assert alone.peak("fp32") == devices.measured_peak("cpu", "fp32")
+    assert alone.peak("fp32") == specs.measured_peak("cpu", "fp32")
     assert alone.memory == pytest.approx(available_bytes(Ranks(0, 1, 0, "cpu")), rel=0.2)
     assert shared.memory == pytest.approx(alone.memory / 4, rel=0.2), "ranks on CPUs share the machine"
     assert alone.usable == alone.memory
-    assert devices.peak_of(Ranks(0, 1, 0, "cpu"), "fp32") == (alone.peak("fp32"), True)
+    assert specs.peak_of(Ranks(0, 1, 0, "cpu"), "fp32") == (alone.peak("fp32"), True)
 
 
 def test_the_gpu_of_this_rank(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -100,7 +100,7 @@ def test_the_gpu_of_this_rank(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device=None: (60 * GIB, 79 * GIB))
     monkeypatch.setattr(torch.cuda, "memory_reserved", lambda device=None: 3 * GIB)
     monkeypatch.setattr(torch.cuda, "memory_allocated", lambda device=None: 1 * GIB)
-    found = devices.local(Ranks(0, 1, 0, "cuda:0"), "bf16")
+    found = specs.local(Ranks(0, 1, 0, "cuda:0"), "bf16")
     assert (found.name, found.peak("bf16")) == ("a100", 312e12)
-    assert found.memory == 62 * GIB + devices.CUDA_CONTEXT, "what is free, not what the card has"
-    assert devices.peak_of(Ranks(0, 1, 0, "cuda:0"), "bf16") == (312e12, False)
+    assert found.memory == 62 * GIB + specs.CUDA_CONTEXT, "what is free, not what the card has"
+    assert specs.peak_of(Ranks(0, 1, 0, "cuda:0"), "bf16") == (312e12, False)

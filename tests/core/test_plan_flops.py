@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from embed_core.engine.flops import cost_of, count, recomputes
+from embed_core.profiling.flops import cost_of, count, recomputes
 from embed_core.testing.tiny import TinyModel
 
 torch.set_num_threads(1)

@@ -11,12 +11,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from embed_core.engine.measures import FUSED, _register_fused, largest_chunk
-from embed_core.engine.probe import ActivationFit, ChunkProbe, Sample, Trace, fit, largest, watched
-from embed_core.engine.recompute import enable_checkpointing
-from embed_core.engine.sharding import Trainable
-from embed_core.engine.survey import Shape
+from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+from embed_core.profiling.activation_memory import ActivationFit, ChunkProbe, Sample, Trace, fit, largest, watched
+from embed_core.profiling.throughput import FUSED, Shape, _register_fused, largest_chunk
 from embed_core.types import Embeddings, Encoded
+from embed_core.zero.engine import Trainable
 
 torch.set_num_threads(1)
 WIDTH, LAYERS = 32, 2

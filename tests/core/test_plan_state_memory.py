@@ -11,10 +11,11 @@ import pytest
 import torch
 
 from embed_core.config.run import EngineConfig, TrainConfig
-from embed_core.engine import sharding
-from embed_core.engine.ranks import Ranks, join, leave
-from embed_core.engine.state_memory import BUCKET_ELEMENTS, state_memory
+from embed_core.distributed.process_group import Ranks, join, leave
+from embed_core.profiling.model_state_memory import state_memory
 from embed_core.testing.tiny import TinyModel
+from embed_core.zero import engine as zero_engine
+from embed_core.zero.engine import BUCKET_ELEMENTS, Trainable, deepspeed_config, initialize
 
 torch.set_num_threads(1)
 
@@ -26,13 +27,13 @@ def ranks() -> Iterator[Ranks]:
 
 
 def zero(engine: EngineConfig, ranks: Ranks) -> dict[str, Any]:
-    found: dict[str, Any] = sharding.deepspeed_config(engine, TrainConfig(), ranks, 1)["zero_optimization"]
+    found: dict[str, Any] = deepspeed_config(engine, TrainConfig(), ranks, 1)["zero_optimization"]
     return found
 
 
 @pytest.mark.parametrize(("trainable", "bucket"), [(0, 2), (600, 600), (601, 602), (10**12, BUCKET_ELEMENTS)])
 def test_buffers_are_no_larger_than_what_is_trained(trainable: int, bucket: int, ranks: Ranks) -> None:
-    found = sharding.deepspeed_config(EngineConfig(zero_stage=2), TrainConfig(), ranks, trainable)
+    found = deepspeed_config(EngineConfig(zero_stage=2), TrainConfig(), ranks, trainable)
     sizes = [found["zero_optimization"][f"{name}_bucket_size"] for name in ("reduce", "allgather")]
     assert sizes == [bucket, bucket]
 
@@ -78,12 +79,12 @@ def live(bucket: int = 0) -> dict[int, int]:
 def test_a_real_engine(precision: str, stage: int, ranks: Ranks, monkeypatch: pytest.MonkeyPatch) -> None:
     """After a backward that follows a step: weights, gradients, masters and moments are all there."""
     bucket = 10**6
-    monkeypatch.setattr(sharding, "count_parameters", lambda parameters: bucket)
+    monkeypatch.setattr(zero_engine, "count_parameters", lambda parameters: bucket)
     before = live()
     engine = EngineConfig.model_validate({"precision": precision, "zero_stage": stage})
-    module = sharding.Trainable(TinyModel(vocabulary=3000, width=64), None)
+    module = Trainable(TinyModel(vocabulary=3000, width=64), None)
     total = sum(p.numel() for p in module.parameters())
-    built = sharding.initialize(module, engine, TrainConfig(), ranks, lambda line: None)
+    built = initialize(module, engine, TrainConfig(), ranks, lambda line: None)
     for step in range(2):
         loss = built(input_ids=torch.randint(1, 2999, (2, 8))).dense_ND.sum()
         built.set_gradient_accumulation_boundary(True)

@@ -14,18 +14,18 @@ from rich.console import Console
 
 from embed_cli.display import PlainDisplay
 from embed_cli.run_command import RunRequest, resolve
-from embed_core.engine import utilisation
-from embed_core.engine.devices import measured_peak
-from embed_core.engine.flops import cost_of
-from embed_core.engine.parts import Parts
-from embed_core.engine.ranks import Ranks, leave
-from embed_core.engine.run import Options, run
-from embed_core.engine.utilisation import Meter
+from embed_core.distributed.process_group import Ranks, leave
 from embed_core.events import StepEvent
+from embed_core.hardware.specs import measured_peak
 from embed_core.hookspecs import hookimpl
+from embed_core.inspection.parts import Parts
+from embed_core.observers.trackers import tracked_values
+from embed_core.profiling import mfu
+from embed_core.profiling.flops import cost_of
+from embed_core.profiling.mfu import Meter
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
-from embed_core.tracking import tracked_values
+from embed_core.train.run import Options, run
 
 torch.set_num_threads(1)
 SETTINGS = (
@@ -102,7 +102,7 @@ def test_the_peak_is_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     from transformers import XLMRobertaConfig, XLMRobertaModel
 
     model = XLMRobertaModel(XLMRobertaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
-    monkeypatch.setattr(utilisation, "peak_of", lambda ranks, precision: (1e9, False))
+    monkeypatch.setattr(mfu, "peak_of", lambda ranks, precision: (1e9, False))
     lines: list[str] = []
     assert Meter(model, "bf16", Two(0, 2, 0, "cpu"), lines.append).peak == 6e9
     assert lines == [], "a data sheet is nothing to announce"
@@ -111,7 +111,7 @@ def test_the_peak_is_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_model_whose_cost_is_not_known_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(utilisation, "peak_of", lambda ranks, precision: pytest.fail("asked"))
+    monkeypatch.setattr(mfu, "peak_of", lambda ranks, precision: pytest.fail("asked"))
     meter = Meter(TinyModel(), "fp32", CPU, pytest.fail)
     assert (meter.peak, meter.flops(100, 1000)) == (None, None)
 

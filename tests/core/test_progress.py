@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from embed_core.events import StepEvent
-from embed_core.progress import ProgressLines
+from embed_core.observers.progress import ProgressLines
 
 EVENT = StepEvent(
     rank=0,

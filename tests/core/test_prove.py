@@ -16,11 +16,11 @@ from embed_cli import prove_command
 from embed_cli.main import main
 from embed_cli.run_command import RunRequest, resolve
 from embed_core.config.load import plain
-from embed_core.engine.prove import TOLERANCE, Finding, MeasureRequest, Variant, plan
-from embed_core.engine.prove_ways import without_dropout
-from embed_core.engine.prove_worker import Measurement, checksum_of, run
-from embed_core.engine.ranks import leave
+from embed_core.distributed.process_group import leave
 from embed_core.errors import EmbedError
+from embed_core.inspection.prove.methods import without_dropout
+from embed_core.inspection.prove.variants import TOLERANCE, Finding, MeasureRequest, Variant, plan
+from embed_core.inspection.prove.worker import Measurement, checksum_of, run
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Embeddings, LossOutput
 from embed_hello.config import HelloLossConfig, HelloModelConfig

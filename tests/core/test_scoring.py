@@ -20,7 +20,7 @@ from embed_core.scoring import (
     combined_scores,
     dense_scores,
     kind_scores,
-    multi,
+    multi_vector,
     multi_vector_scores,
     sparse,
     sparse_scores,
@@ -89,8 +89,8 @@ def gradients(scores: Tensor, upstream: Tensor, *sides: Embeddings) -> list[Tens
 def tiles(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """The usual tiles, and tiles so small that every boundary falls inside the test's data."""
     if request.param == "tiny":
-        monkeypatch.setattr(multi, "TILE_TOKENS", {"cpu": 7})
-        monkeypatch.setattr(multi, "TILE_ELEMENTS", {"cpu": 16})
+        monkeypatch.setattr(multi_vector, "TILE_TOKENS", {"cpu": 7})
+        monkeypatch.setattr(multi_vector, "TILE_ELEMENTS", {"cpu": 16})
         monkeypatch.setattr(sparse, "TILE_IDS", 6)
         monkeypatch.setattr(sparse, "TILE_ELEMENTS", {"cpu": 12})
 
@@ -124,8 +124,8 @@ def test_any_cut_into_tiles_gives_the_same(queries: list[int], passages: list[in
     q, p = build(queries, 1), build(passages, 2)
     whole, upstream = combined_scores(q, p, WEIGHTS), torch.ones(len(queries), len(passages), dtype=torch.float64)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(multi, "TILE_TOKENS", {"cpu": tokens})
-        patch.setattr(multi, "TILE_ELEMENTS", {"cpu": elements})
+        patch.setattr(multi_vector, "TILE_TOKENS", {"cpu": tokens})
+        patch.setattr(multi_vector, "TILE_ELEMENTS", {"cpu": elements})
         patch.setattr(sparse, "TILE_IDS", tokens)
         patch.setattr(sparse, "TILE_ELEMENTS", {"cpu": elements})
         cut = combined_scores(q, p, WEIGHTS)
@@ -196,7 +196,7 @@ def test_a_padded_copy_of_the_last_token_that_wins_stands_for_the_token(monkeypa
     """A kernel may round equal columns differently, so that the copy's score is a bit higher: force that outcome."""
     q, p = build([3, 2], 1), build([1, 5, 3, 2], 2)
     expected = gradients(multi_vector_scores(q, p), torch.ones(2, 4), q, p)
-    forward, moved = multi._forward, 0
+    forward, moved = multi_vector._forward, 0
 
     def copies_win(q: MultiVectors, p: MultiVectors, plan: Any, position_TP: Tensor | None) -> Tensor:
         nonlocal moved
@@ -209,7 +209,7 @@ def test_a_padded_copy_of_the_last_token_that_wins_stands_for_the_token(monkeypa
             columns_TP[last_TP] = tile.length - 1
         return sums_BP
 
-    monkeypatch.setattr(multi, "_forward", copies_win)
+    monkeypatch.setattr(multi_vector, "_forward", copies_win)
     for ours, theirs in zip(gradients(multi_vector_scores(q, p), torch.ones(2, 4), q, p), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
     assert moved > 0
@@ -246,8 +246,8 @@ def test_no_tensor_outgrows_a_tile_the_inputs_or_a_row_of_results_per_query_toke
 ) -> None:
     """Both sides doubled in number and in length: B·P·Lq·Lp grows 16 times; nothing that is made may."""
     tile = {"multi": 4096, "sparse": 1024}[kind]
-    monkeypatch.setattr(multi, "TILE_TOKENS", {"cpu": 128})
-    monkeypatch.setattr(multi, "TILE_ELEMENTS", {"cpu": tile})
+    monkeypatch.setattr(multi_vector, "TILE_TOKENS", {"cpu": 128})
+    monkeypatch.setattr(multi_vector, "TILE_ELEMENTS", {"cpu": tile})
     monkeypatch.setattr(sparse, "TILE_IDS", 128)
     monkeypatch.setattr(sparse, "TILE_ELEMENTS", {"cpu": tile})
     for size in (2, 4):

@@ -14,10 +14,10 @@ from pydantic import ValidationError
 from transformers import AutoTokenizer
 
 from embed_core.errors import ConfigError
-from embed_core.scratch import tokenizer as module
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import seeded, xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
+from embed_core.models.from_scratch import unigram as module
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
 torch.set_num_threads(1)
 
@@ -82,7 +82,7 @@ def test_every_process_gives_the_same_tokenizer(tmp_path):
     """The trainer's hash maps are seeded per process."""
     (tmp_path / "texts.json").write_text(json.dumps(TEXTS))
     code = (
-        "import json, sys, pathlib; from embed_core.scratch.tokenizer import unigram_tokenizer as u; "
+        "import json, sys, pathlib; from embed_core.models.from_scratch.unigram import unigram_tokenizer as u; "
         "t = json.loads(pathlib.Path(sys.argv[1]).read_text()); u(t, 300, pathlib.Path(sys.argv[2]), lambda line: None)"
     )
     for n in range(2):

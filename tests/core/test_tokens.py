@@ -20,9 +20,9 @@ from hypothesis import strategies as st
 from embed_core.config.base import CheckpointConfig
 from embed_core.errors import ConfigError
 from embed_core.testing.tiny import TinyModel
-from embed_core.tokens import store as store_module
-from embed_core.tokens.cached import CachedTokens, cached_tokens
-from embed_core.tokens.store import TokenStore
+from embed_core.text import token_store as store_module
+from embed_core.text.token_cache import CachedTokens, cached_tokens
+from embed_core.text.token_store import TokenStore
 from embed_core.types import Encoded
 
 
@@ -192,7 +192,7 @@ WRITER = """
 import sys
 from pathlib import Path
 from hashlib import blake2b
-from embed_core.tokens.store import TokenStore
+from embed_core.text.token_store import TokenStore
 key = lambda n: blake2b(str(n).encode(), digest_size=16).digest()
 said = []
 store = TokenStore(Path(sys.argv[1]), said.append)
@@ -316,12 +316,12 @@ def test_a_run_is_the_same_with_and_without(hello_run, tmp_path, monkeypatch):
 
 
 def test_a_text_in_several_places_is_tokenised_once():
-    from embed_core.engine.host_batch import prepare
+    from embed_core.batch.collate import make_host_batch
     from embed_core.types import Example
 
     model = CountingModel()
     rows = [Example(n, "q", ("p", "n", "p"), passage_prompt=None if n else "x", place="f") for n in range(2)]
-    host = prepare(model, rows)
+    host = make_host_batch(model, rows)
     assert sorted(model.tokenised, key=str) == sorted(
         [("q", None), ("p", "x"), ("n", "x"), ("p", None), ("n", None)], key=str
     )

@@ -14,8 +14,8 @@ import pytest
 from embed_core.config.run import TrackingConfig
 from embed_core.errors import ConfigError
 from embed_core.events import RunEvent, StepEvent
+from embed_core.observers.trackers import Tracker, flat_parameters, make_trackers, tracked_values
 from embed_core.plugins import plugin_manager
-from embed_core.tracking import Tracker, flat_parameters, make_trackers, tracked_values
 
 EVALUATION = {"held-out/dense/nDCG@10": 0.25}
 

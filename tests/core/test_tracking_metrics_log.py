@@ -12,7 +12,7 @@ import pytest
 
 from embed_core.errors import CheckpointError
 from embed_core.events import RunEvent, StepEvent
-from embed_core.metrics_log import MetricsLog
+from embed_core.observers.metrics_log import MetricsLog
 
 
 def _step(step: int, **changes: Any) -> StepEvent:

@@ -18,17 +18,17 @@ from typer.testing import CliRunner
 
 from embed_cli.main import add_plugin_commands, app
 from embed_core.datasets.row import parse_row
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError, DataError
-from embed_data.align import curriculum
-from embed_data.align.augment import augmented_offline
-from embed_data.align.curriculum_request import CurriculumRequest, LanguageServer
-from embed_data.align.entities import extract_offline, json_in
-from embed_data.align.graph import around, build_graph, cut, seeds
-from embed_data.align.within import Bm25Within, brought_in
-from embed_data.mining.progress import Progress
+from embed_data.align.curriculum import curriculum
+from embed_data.align.curriculum.augment import augmented_offline
+from embed_data.align.curriculum.entities import extract_offline, json_in
+from embed_data.align.curriculum.graph import around, build_graph, cut, seeds
+from embed_data.align.curriculum.request import CurriculumRequest, LanguageServer
+from embed_data.align.curriculum.within import Bm25Within, brought_in
+from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import ModelChoice
-from embed_data.mining.screen import plain
+from embed_data.mining.select.screen import plain
 
 ALONE, QUIET = Ranks(0, 1, 0, "cpu"), Progress(shown=False)
 TEXTS = [

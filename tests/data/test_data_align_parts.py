@@ -15,16 +15,14 @@ from hypothesis import strategies as st
 
 from embed_core.datasets.row import parse_row
 from embed_core.errors import CheckpointError, ConfigError, DataError
-from embed_data.align.chunking import chunk, paragraphs, sentences, windows
-from embed_data.align.combine import Scored, combined, joined, ranked
-from embed_data.align.corpus import Asked, Chunk, ChunkedCorpus, build_corpus
-from embed_data.align.report import Tally, lines
+from embed_data.align.output.report import Tally, lines
+from embed_data.align.output.rows import drawn, eligible, swift_rows, training_row
 from embed_data.align.request import AlignRequest, ChunkChoice, LanguageModelChoice, parse_weights
-from embed_data.align.rows import drawn, eligible, swift_rows, training_row
-from embed_data.align.scoring import blocks
+from embed_data.align.score.combine import Scored, combined, joined, ranked
+from embed_data.align.score.scoring import blocks
 from embed_data.align.session import check_folder
-from embed_data.align.source import read_questions
-from embed_data.align.store import Stage
+from embed_data.align.source.source import read_questions
+from embed_data.align.source.store import Stage
 from embed_data.formats.swift import swift_row
 from embed_data.mining.request import ModelChoice
 

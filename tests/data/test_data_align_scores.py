@@ -17,16 +17,17 @@ import torch
 from typer.testing import CliRunner
 
 from embed_cli.main import add_plugin_commands, app
-from embed_core.checkpoints.source import load_tokenizer
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError
-from embed_data.align import logprobs, scoring, session
-from embed_data.align.endpoint import KEY, Endpoint, EndpointError
-from embed_data.align.logprobs import LocalLogProbs
-from embed_data.align.prompts import Prompt, Prompts
+from embed_core.models.hub import load_tokenizer
+from embed_data.align import session
 from embed_data.align.request import AlignRequest, ChunkChoice, LanguageModelChoice
-from embed_data.align.server_logprobs import ServerLogProbs
-from embed_data.mining.progress import Progress
+from embed_data.align.score import logprobs, scoring
+from embed_data.align.score.endpoint import KEY, Endpoint, EndpointError
+from embed_data.align.score.logprobs import LocalLogProbs
+from embed_data.align.score.prompts import Prompt, Prompts
+from embed_data.align.score.server_logprobs import ServerLogProbs
+from embed_data.mining.output.progress import Progress
 
 ALONE, QUIET = Ranks(0, 1, 0, "cpu"), Progress(shown=False)
 XQUAD = Path(os.environ.get("EMBED_TEST_DATA", Path(__file__).resolve().parents[3] / "shared" / "data")) / "xquad"
@@ -183,7 +184,7 @@ def test_pieces_are_ids_and_the_chunk_alone_is_trimmed(lm: Path) -> None:
 
 
 def test_a_sentencepiece_tokenizer_gets_no_second_blank(tmp_path: Path) -> None:
-    from embed_core.scratch.tokenizer import unigram_tokenizer
+    from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
     tokenizer = unigram_tokenizer(TEXTS * 4, 120, tmp_path, lambda line: None)
     prompt = Prompts(tokenizer, 512).forward(TEXTS[0], "Where to?", "north")

@@ -14,12 +14,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_core.errors import ConfigError
-from embed_data.mining import bm25
-from embed_data.mining.bm25 import Bm25, build_index
-from embed_data.mining.collection import Collection
-from embed_data.mining.progress import Progress
-from embed_data.mining.rows import rows_in_place
-from embed_data.mining.tokens import normalised, terms
+from embed_data.mining.corpus.collection import Collection
+from embed_data.mining.corpus.rows import rows_in_place
+from embed_data.mining.output.progress import Progress
+from embed_data.mining.rank import bm25
+from embed_data.mining.rank.bm25 import Bm25, build_index
+from embed_data.mining.rank.tokens import normalised, terms
 
 
 @pytest.mark.parametrize(

@@ -11,11 +11,11 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_data.mining.choose import ceiling, choose, window
-from embed_data.mining.collection import Collection, Document
-from embed_data.mining.judge import Ranked
-from embed_data.mining.rows import rows_in_place
-from embed_data.mining.screen import Screen, holds_answer, overlaps, plain
+from embed_data.mining.corpus.collection import Collection, Document
+from embed_data.mining.corpus.rows import rows_in_place
+from embed_data.mining.rank.judge import Ranked
+from embed_data.mining.select.choose import ceiling, choose, window
+from embed_data.mining.select.screen import Screen, holds_answer, overlaps, plain
 
 LONG = "the treaty was signed on a cold morning in march by both delegations"
 

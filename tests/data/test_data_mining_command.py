@@ -19,10 +19,10 @@ from typer.testing import CliRunner
 from embed_cli.main import add_plugin_commands, app
 from embed_core.datasets.row import parse_row
 from embed_core.datasets.sampling import DrawOptions, draw_example
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
 from embed_data.mining import session
-from embed_data.mining.progress import Progress
+from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest, ModelChoice
 
 TOPICS = ["wall", "river", "copper", "harbour", "treaty", "comet"]
@@ -156,9 +156,9 @@ def test_killed_and_repeated_is_as_if_nothing_had_been(beir: Path, tmp_path: Pat
     program = f"""
 import os, signal
 from pathlib import Path
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_data.mining import session, work
-from embed_data.mining.progress import Progress
+from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest
 session.BLOCK = 7
 written, write = [], work.Work.write_block

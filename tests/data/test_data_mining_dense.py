@@ -15,17 +15,19 @@ import numpy as np
 import pytest
 import torch
 
+from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import concat, slice_rows
-from embed_core.engine.ranks import Ranks
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.types import Embeddings
-from embed_data.mining import dense, session, shards
-from embed_data.mining.collection import Collection
-from embed_data.mining.dense import Dense, Faiss, build_faiss
-from embed_data.mining.model import TextEncoder, resolve_model
-from embed_data.mining.progress import Progress
+from embed_data.mining import session
+from embed_data.mining.corpus import shards
+from embed_data.mining.corpus.collection import Collection
+from embed_data.mining.corpus.rows import rows_in_place
+from embed_data.mining.output.progress import Progress
+from embed_data.mining.rank import dense
+from embed_data.mining.rank.dense import Dense, Faiss, build_faiss
+from embed_data.mining.rank.model import TextEncoder, resolve_model
 from embed_data.mining.request import MiningRequest, ModelChoice
-from embed_data.mining.rows import rows_in_place
 
 ALONE = Ranks(0, 1, 0, "cpu")
 QUIET = Progress(shown=False)
@@ -47,10 +49,10 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from embed_bge.checkpoint import BGEM3Checkpointer
     from embed_bge.config import BGEM3ModelConfig
     from embed_bge.model import BGEM3Model
-    from embed_core.card import RunCard
-    from embed_core.scratch.config import EncoderShape
-    from embed_core.scratch.encoder import xlm_roberta
-    from embed_core.scratch.tokenizer import unigram_tokenizer
+    from embed_core.export.model_card import RunCard
+    from embed_core.models.from_scratch.config import EncoderShape
+    from embed_core.models.from_scratch.encoder import xlm_roberta
+    from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
     folder = tmp_path_factory.mktemp("model")
     tokenizer = unigram_tokenizer(WORDS * 3, 80, folder / "cache", lambda line: None)
@@ -144,7 +146,7 @@ def test_negatives_are_the_brute_force_search_s(data: SimpleNamespace, model: Pa
 
 
 def near(text: str, positive: str) -> bool:
-    from embed_data.mining.screen import overlaps, plain
+    from embed_data.mining.select.screen import overlaps, plain
 
     return overlaps(plain(text), plain(positive), 1.0)
 

@@ -16,13 +16,13 @@ from typer.testing import CliRunner
 
 from embed_cli.main import add_plugin_commands, app
 from embed_core.datasets.row import parse_row
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
 from embed_data.formats.options import FileFields, file_fields
 from embed_data.mining import session
-from embed_data.mining.progress import Progress
+from embed_data.mining.corpus.rows import open_rows, rows_in_place
+from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest
-from embed_data.mining.rows import open_rows, rows_in_place
 
 ALONE = Ranks(0, 1, 0, "cpu")
 SEEN = [

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_data.mining import session
-from embed_data.mining.progress import Progress
+from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest
 
 ROOT = Path(__file__).resolve().parents[2]

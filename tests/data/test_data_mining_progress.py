@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import io
 
-from embed_data.mining.progress import Progress
+from embed_data.mining.output.progress import Progress
 
 
 class Terminal(io.StringIO):

@@ -15,9 +15,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from embed_core.batch.collate import share
 from embed_core.config import document, load
 from embed_core.context import BuildContext
-from embed_core.engine.host_batch import share
 from embed_core.errors import ConfigError, DataError
 from embed_core.plugins import activate
 from embed_core.samplers.by_source import BySourceSampler

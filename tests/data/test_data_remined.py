@@ -19,7 +19,7 @@ from embed_core.context import BuildContext
 from embed_core.errors import ConfigError, DataError
 from embed_core.plugins import activate
 from embed_core.types import Embeddings
-from embed_data.mining import shards
+from embed_data.mining.corpus import shards
 
 torch.set_num_threads(1)
 
@@ -183,7 +183,7 @@ def test_a_resume_mines_nothing(remined: Remined) -> None:
 
 
 def test_a_kill_amid_the_mining_is_gone_on_with(remined: Remined, monkeypatch: pytest.MonkeyPatch) -> None:
-    from embed_data import remined as module
+    from embed_data.self_mining import dataset as module
 
     monkeypatch.setattr(module, "BLOCK", 7)
     blocks = module._Blocks.block
@@ -210,7 +210,7 @@ def test_ranks_mine_the_same_and_call_the_encoder_alike(
 ) -> None:
     """Two threads with a barrier are the ranks; 30 documents in shards of 4 are 8, so with three ranks one idles."""
     monkeypatch.setattr(shards, "SHARD", 4)
-    monkeypatch.setattr("embed_data.mining.dense.SHARD", 4)
+    monkeypatch.setattr("embed_data.mining.rank.dense.SHARD", 4)
     alone = remined(ranks=[1, 6], negatives=3)
     barrier = threading.Barrier(3)
     encoders = [FakeEncoder(rank, 3) for rank in range(3)]

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from embed_core.context import BuildContext
-from embed_core.encoders.config import TransformersEncoderConfig
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 from embed_core.registry import Registry
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.fixtures import embed_registry
 
@@ -53,7 +53,7 @@ def context(tmp_path: Path, lines: list[str]) -> BuildContext:
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """``teacher`` (24 wide, 4 layers, sentence-transformers files, a document prompt) and ``student`` (16 wide, 2
     layers, another vocabulary)."""
-    from embed_core.checkpoints.layout import write_directory
+    from embed_core.export.layout import write_directory
 
     out = tmp_path_factory.mktemp("tiny")
     for name, vocabulary, hidden, layers in (("teacher", 220, 24, 4), ("student", 160, 16, 2)):
@@ -67,7 +67,7 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
             query_prompt="ask: " if name == "teacher" else "query: ",
             passage_prompt="document: " if name == "teacher" else None,
         )
-        from embed_core.encoders.model import TransformersEncoder
+        from embed_core.models.transformers_encoder.model import TransformersEncoder
 
         model = TransformersEncoder(config, encoder, tokenizer)
         (out / name).mkdir()

@@ -13,15 +13,15 @@ from torch import Tensor, nn
 
 from embed_core.config.run import EngineConfig, TrainConfig
 from embed_core.context import BuildContext
-from embed_core.engine import sharding
-from embed_core.engine.ranks import Ranks, join, leave
+from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.losses.config import InfoNCEConfig
 from embed_core.registry import Registry
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
-from embed_distill import losses_config as configs
-from embed_distill.projected import ProjectedModel
-from embed_distill.projection import Layer, projection_of
+from embed_core.zero.engine import Trainable, initialize
+from embed_distill.losses import config as configs
+from embed_distill.models.projected import ProjectedModel
+from embed_distill.models.projection import Layer, projection_of
 
 WIDTH = 24
 TERMS: dict[str, Any] = {
@@ -84,8 +84,8 @@ def restored(engine_config: EngineConfig, ranks: Ranks, out: Path, setting: str)
         loss = Taught()
         if mark is not None:
             loss.sum.scale_bits.copy_(torch.full((len(TERMS),), mark, dtype=torch.float64).view(torch.int64))
-        module = sharding.Trainable(student(), loss)
-        engine = sharding.initialize(module, engine_config, TrainConfig(), ranks, lambda line: None)
+        module = Trainable(student(), loss)
+        engine = initialize(module, engine_config, TrainConfig(), ranks, lambda line: None)
         if mark is not None:
             engine.save_checkpoint(str(out / f"state-{setting}"), tag="state", save_latest=False)
         else:

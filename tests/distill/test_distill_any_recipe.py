@@ -14,15 +14,15 @@ from pydantic import ValidationError
 from embed_core.config import document, load
 from embed_core.config.run import RunConfig
 from embed_core.context import BuildContext
-from embed_core.engine.ranks import leave
-from embed_core.engine.run import Options, RunResult, run
+from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
 from embed_core.plugins import activate
 from embed_core.testing import random_batch
+from embed_core.train.run import Options, RunResult, run
 from embed_core.types import LossOutput, TeacherVectors
-from embed_distill.distilled import DistilledLoss
-from embed_distill.distilled_config import DistilledConfig
+from embed_distill.losses.kd import DistilledLoss
+from embed_distill.losses.kd_config import DistilledConfig
 
 TOPICS = ("rivers", "engines", "gardens", "letters", "bridges", "winters", "markets", "planets")
 QUIET = ("tracking.report_to=[]", "engine.precision=fp32")

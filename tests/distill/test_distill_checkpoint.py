@@ -13,14 +13,14 @@ import torch
 from safetensors.torch import load_file
 
 from embed_bge.config import BGEM3CheckpointConfig, BGEM3ModelConfig
-from embed_core.checkpoints.config import TransformersCheckpointConfig
 from embed_core.context import BuildContext
-from embed_core.encoders.config import TransformersEncoderConfig
 from embed_core.errors import CheckpointError
-from embed_core.lora.config import LoraModelConfig
+from embed_core.export.config import TransformersCheckpointConfig
+from embed_core.models.lora.config import LoraModelConfig
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 from embed_core.testing import check_checkpointer, encode, sample_card
-from embed_distill.checkpoint_config import DistilledCheckpointConfig, RouterConfig
-from embed_distill.projected_config import ProjectedModelConfig
+from embed_distill.export.config import DistilledCheckpointConfig, RouterConfig
+from embed_distill.models.config import ProjectedModelConfig
 from embed_mrl.config import MatryoshkaCheckpointConfig
 
 Student = Callable[..., TransformersEncoderConfig]

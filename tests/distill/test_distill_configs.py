@@ -14,15 +14,15 @@ import yaml
 
 from embed_cli.main import main
 from embed_cli.run_command import COMMAND_LINE
-from embed_core.checkpoints.layout import write_directory
 from embed_core.config.shipped import find_config, shipped_configs
-from embed_core.encoders.config import TransformersEncoderConfig
-from embed_core.encoders.model import TransformersEncoder
-from embed_core.engine.ranks import leave
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
-from embed_distill.recipe import DistillRecipe
+from embed_core.distributed.process_group import leave
+from embed_core.export.layout import write_directory
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+from embed_core.models.transformers_encoder.model import TransformersEncoder
+from embed_distill.recipe.recipe import DistillRecipe
 
 torch.set_num_threads(1)
 
@@ -184,7 +184,7 @@ def test_artifacts_are_never_written_over(
 
 def test_the_copy_to_artifacts_is_whole_or_not_there(tmp_path: Path) -> None:
     from embed_core.errors import CheckpointError
-    from embed_distill.ended import copied
+    from embed_distill.export.run_end import copied
 
     (tmp_path / "model").mkdir()
     (tmp_path / "model" / "config.json").write_text("{}")

@@ -18,8 +18,8 @@ from embed_core.registry import Registry
 from embed_core.testing import check_loss, permuted, random_batch
 from embed_core.testing.batches import leaves, to_dtype
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
-from embed_distill import losses_config as configs
 from embed_distill.losses import blocks
+from embed_distill.losses import config as configs
 
 WIDTH = 16
 CONTEXT = BuildContext(registry=Registry(), announce=lambda line: None)

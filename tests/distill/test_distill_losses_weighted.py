@@ -17,7 +17,7 @@ from embed_core.registry import Registry
 from embed_core.testing import build, random_batch
 from embed_core.testing.batches import leaves
 from embed_core.types import Batch, Targets, TeacherVectors
-from embed_distill import losses_config as configs
+from embed_distill.losses import config as configs
 from embed_mrl.config import MatryoshkaConfig
 
 CONTEXT = BuildContext(registry=Registry(), announce=lambda line: None)

@@ -14,17 +14,17 @@ from torch.nn.functional import gelu, normalize
 
 from embed_core.config.base import ModelConfig
 from embed_core.context import BuildContext
-from embed_core.encoders.config import TransformersEncoderConfig
-from embed_core.encoders.model import TransformersEncoder
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.lora.config import LoraModelConfig
+from embed_core.models.lora.config import LoraModelConfig
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+from embed_core.models.transformers_encoder.model import TransformersEncoder
 from embed_core.testing import check_model, encode
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Embeddings, SparseVectors
-from embed_distill.init_layers import initialise, layers_of
-from embed_distill.projected import ProjectedModel
-from embed_distill.projected_build import build_model
-from embed_distill.projected_config import FromTeacherModelConfig, ProjectedModelConfig
+from embed_distill.models.config import FromTeacherModelConfig, ProjectedModelConfig
+from embed_distill.models.layer_init import initialise, layers_of
+from embed_distill.models.projected import ProjectedModel
+from embed_distill.models.projected_build import build_model
 
 Student = Callable[..., TransformersEncoderConfig]
 

@@ -16,9 +16,9 @@ from embed_core.errors import ConfigError
 from embed_core.plugins import activate
 from embed_core.registry import Registry
 from embed_core.testing import check_plugin
-from embed_distill.experiment import student_name
-from embed_distill.recipe import DistillRecipe
-from embed_distill.widths import dense_width
+from embed_distill.models.width import dense_width
+from embed_distill.recipe.naming import student_name
+from embed_distill.recipe.recipe import DistillRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = """

@@ -22,11 +22,11 @@ from embed_core.samplers.no_duplicates import HasIdentityBlocks
 from embed_core.testing.datasets import RowsDataset, tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Example
-from embed_distill.identity import content_of, identify
-from embed_distill.sources import Source, Sources
-from embed_distill.teacher import Teacher
-from embed_distill.teacher_config import TeacherConfig
-from embed_distill.with_teacher import WithTeacher, with_teacher
+from embed_distill.datasets.with_teacher import WithTeacher, with_teacher
+from embed_distill.teacher.cached import Source, Sources
+from embed_distill.teacher.config import TeacherConfig
+from embed_distill.teacher.fingerprint import content_of, identify
+from embed_distill.teacher.local import Teacher
 
 TEXTS = ("Where does the heron live?", "a", "The heron lives near the river. " * 9, "")
 
@@ -238,7 +238,7 @@ def test_a_teacher_is_its_content_and_not_its_name(teacher: Config, tiny: Path, 
 
 def test_gigabytes_are_read_once(tiny: Path, context: BuildContext, monkeypatch: pytest.MonkeyPatch) -> None:
     first = content_of(tiny / "teacher", context.cache_dir)
-    monkeypatch.setattr("embed_distill.identity._parts", lambda path: pytest.fail("read again"))
+    monkeypatch.setattr("embed_distill.teacher.fingerprint._parts", lambda path: pytest.fail("read again"))
     assert content_of(tiny / "teacher", context.cache_dir) == first
 
 
@@ -349,7 +349,7 @@ def test_a_teacher_that_is_not_there_is_said(context: BuildContext, tmp_path: Pa
 def test_a_vector_that_is_not_finite_is_said(
     teacher: Config, context: BuildContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embed_core.encoders.model import TransformersEncoder
+    from embed_core.models.transformers_encoder.model import TransformersEncoder
 
     forward = TransformersEncoder.forward
 
@@ -366,7 +366,7 @@ def test_a_vector_that_is_not_finite_is_said(
 def test_a_teacher_without_a_dense_vector_is_said(
     teacher: Config, context: BuildContext, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    from embed_core.encoders.model import TransformersEncoder
+    from embed_core.models.transformers_encoder.model import TransformersEncoder
     from embed_core.types import Embeddings
 
     monkeypatch.setattr(TransformersEncoder, "forward", lambda self, **inputs: Embeddings())

@@ -17,16 +17,16 @@ import pytest
 from typer.testing import CliRunner
 
 from embed_core.context import BuildContext
-from embed_core.engine.ranks import leave
+from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError, DataError
 from embed_core.testing.datasets import tiny_dataset
-from embed_distill import fill as filling
-from embed_distill.building import BuildRequest, TextFile, arguments_of
+from embed_distill.build_command import BuildRequest, TextFile, arguments_of
 from embed_distill.commands import app
-from embed_distill.fill import fill, is_complete
-from embed_distill.sources import Source, Sources
 from embed_distill.store import complete
-from embed_distill.teacher_config import TeacherConfig
+from embed_distill.teacher import precompute as filling
+from embed_distill.teacher.cached import Source, Sources
+from embed_distill.teacher.config import TeacherConfig
+from embed_distill.teacher.precompute import fill, is_complete
 
 Built = Callable[..., Source]
 

@@ -17,11 +17,11 @@ from embed_core.errors import ConfigError
 from embed_core.events import RunEvent
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.types import Embeddings, RetrievalSet, Role, SparseVectors
-from embed_distill.plain_texts import Part, PlainTexts, drawn
-from embed_distill.teacher_config import TeacherConfig
-from embed_distill.two_by_two import TwoByTwoEvaluator
-from embed_distill.two_by_two_config import TwoByTwoConfig
-from embed_distill.two_by_two_table import FILE, markdown, report, squares
+from embed_distill.datasets.plain_texts import Part, PlainTexts, drawn
+from embed_distill.evaluation.asymmetric import TwoByTwoEvaluator
+from embed_distill.evaluation.config import TwoByTwoConfig
+from embed_distill.evaluation.table import FILE, markdown, report, squares
+from embed_distill.teacher.config import TeacherConfig
 
 torch.set_num_threads(1)
 

@@ -18,9 +18,9 @@ from safetensors.torch import load_file
 
 from embed_cli.main import main
 from embed_cli.run_command import COMMAND_LINE
-from embed_core.engine.ranks import leave
+from embed_core.distributed.process_group import leave
 from embed_distill.store.segment import Segment
-from embed_distill.teacher import Teacher
+from embed_distill.teacher.local import Teacher
 
 torch.set_num_threads(1)
 STEPS = 20

@@ -5,11 +5,11 @@ from __future__ import annotations
 import pytest
 import torch
 
-from embed_core.encoders.config import TransformersEncoderConfig
-from embed_core.encoders.model import TransformersEncoder
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+from embed_core.models.transformers_encoder.model import TransformersEncoder
 
 torch.set_num_threads(1)
 

@@ -13,9 +13,9 @@ from torch.nn.functional import cross_entropy, normalize
 from embed_bge.loss_config import BGEUnifiedConfig
 from embed_core.context import BuildContext
 from embed_core.errors import ConfigError
-from embed_core.losses import search
+from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
-from embed_core.protocols import TakesOtherDense
+from embed_core.protocols import TakesOtherDense, provides
 from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
 from embed_core.testing.batches import leaves
@@ -158,7 +158,7 @@ def test_the_product_is_not_shared_where_it_does_not_serve(monkeypatch: pytest.M
     assert not prefix.serves(build(BGEUnifiedConfig()).inner, batch, targets, wide)
     monkeypatch.setattr(prefix, "LEAST_SAVED", 0)
     whole = build(dims=(4,))(batch, targets).loss
-    monkeypatch.setattr(search, "TILE_BYTES", 64)
+    monkeypatch.setattr(tiled_cross_entropy, "TILE_BYTES", 64)
     tiled = build(dims=(4,))
     assert not prefix.serves(tiled.inner, batch, targets, wide), "the table is computed in tiles"
     assert_same((tiled(batch, targets).loss, batch), (whole, batch))
@@ -248,7 +248,7 @@ def test_over_bge_unified_only_the_dense_head_is_cut() -> None:
             alone = config.model_copy(update={"weights": weights.model_copy(update={"dense": 0.0, "ensemble": 0.0})})
             total = total - alone.build(context())(batch, targets).loss
     loss = build(config, dims=(8, 4))
-    assert isinstance(loss.inner, TakesOtherDense)
+    assert provides(loss.inner, TakesOtherDense)
     found = loss(batch, targets)
     assert_same((found.loss, batch), (total, batch))
     assert {"sparse", "multi", "ensemble", "dense", "loss@8", "loss@4"} <= found.metrics.keys()

@@ -11,10 +11,10 @@ import pytest
 import torch
 
 from embed_core.config import document, load
-from embed_core.engine.ranks import leave
-from embed_core.engine.run import Options, RunResult, run
+from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError
 from embed_core.plugins import activate
+from embed_core.train.run import Options, RunResult, run
 
 torch.set_num_threads(1)
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from embed_core.context import BuildContext
+from embed_core.models.from_scratch.byte_level import byte_level_tokenizer
 from embed_core.registry import Registry
-from embed_core.scratch.byte_level import byte_level_tokenizer
 from embed_qwen.build import write_scratch
 from embed_qwen.model import Qwen3EmbeddingModel
 from embed_qwen.model_config import Qwen3EmbeddingConfig, Qwen3Shape

@@ -12,8 +12,8 @@ import torch
 
 from embed_core.config.run import EngineConfig
 from embed_core.context import BuildContext
-from embed_core.engine.ranks import join, leave
-from embed_core.losses import search
+from embed_core.distributed.process_group import join, leave
+from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import MaskConfig
 from embed_core.registry import Registry
 from embed_core.testing.tiny import TinyModel
@@ -55,7 +55,7 @@ def main(out: Path, settings: list[str]) -> None:
     """Train once per setting ``parts-stage-strategy-budget`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
     ranks, train = join("cpu"), core_worker().train
-    search.TILE_BYTES = 60 if ranks.world_size > 1 else 2**20
+    tiled_cross_entropy.TILE_BYTES = 60 if ranks.world_size > 1 else 2**20
     for setting in settings:
         parts, stage, strategy, budget = setting.split("-")
         engine = EngineConfig.model_validate(

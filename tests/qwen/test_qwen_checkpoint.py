@@ -16,8 +16,8 @@ from torch import Tensor, nn
 from transformers import AutoModel
 
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.lora.config import LoraModelConfig
-from embed_core.lora.targets import resolve, roots_of
+from embed_core.models.lora.config import LoraModelConfig
+from embed_core.models.lora.targets import resolve, roots_of
 from embed_core.testing import check_checkpointer
 from embed_core.testing.checkpoints import sample_card
 from embed_qwen import checkpoint as module

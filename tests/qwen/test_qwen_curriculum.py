@@ -12,9 +12,9 @@ from embed_core.config import load
 from embed_core.config.document import Document, overrides
 from embed_core.config.load import plain
 from embed_core.config.run import RunConfig
-from embed_core.engine.parts import Parts
-from embed_core.engine.ranks import Ranks
+from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
+from embed_core.inspection.parts import Parts
 from embed_core.plugins import activate
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler
 from embed_core.testing import check_sampler, tiny_dataset

@@ -17,7 +17,7 @@ from torch import Tensor, nn
 from embed_core.context import BuildContext
 from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
-from embed_core.losses import search
+from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import MaskConfig
 from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
@@ -123,7 +123,7 @@ def test_value_and_gradient_are_those_of_the_definition(
     wanted = by_loop(config, batch, targets)
     pairs = [batch.query.dense_ND, batch.passage.dense_ND]
     gradients = torch.autograd.grad(wanted, pairs, allow_unused=True)
-    with mock.patch.object(search, "TILE_BYTES", 8 * tile):
+    with mock.patch.object(tiled_cross_entropy, "TILE_BYTES", 8 * tile):
         found = value_and_gradients(build(config), batch, targets)
     assert float(found[0]) == pytest.approx(float(wanted.detach()), abs=1e-10)
     for ours, theirs, leaf in zip(found[1:], gradients, pairs, strict=True):
@@ -195,7 +195,7 @@ def test_the_parts_of_the_ranks_add_up(cut: int, way: dict[str, Any], tile: int,
     batch, targets = entangled(seed)
     loss = build(Qwen3InfoNCEConfig(temperature=0.3, **way))
     whole = value_and_gradients(loss, batch, targets)
-    with mock.patch.object(search, "TILE_BYTES", 8 * tile):
+    with mock.patch.object(tiled_cross_entropy, "TILE_BYTES", 8 * tile):
         parts = [value_and_gradients(loss, batch, targets._replace(own_rows=own)) for own in ((0, cut), (cut, 7))]
     for together, *pieces in zip(whole, *parts, strict=True):
         torch.testing.assert_close(sum(pieces), together, rtol=0, atol=1e-10)

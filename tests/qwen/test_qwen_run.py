@@ -13,11 +13,11 @@ from safetensors.torch import load_file
 
 from embed_core.config import load
 from embed_core.config.document import Document
-from embed_core.engine.ranks import leave
-from embed_core.engine.run import Options, run
+from embed_core.distributed.process_group import leave
 from embed_core.events import StepEvent
 from embed_core.hookspecs import hookimpl
 from embed_core.plugins import activate
+from embed_core.train.run import Options, run
 
 torch.set_num_threads(1)
 

@@ -9,10 +9,10 @@ from typing import Any
 import pytest
 import torch
 
+from embed_core.batch.loader import Batches
 from embed_core.config import load
 from embed_core.config.document import Document
 from embed_core.context import BuildContext
-from embed_core.engine.batches import Batches
 from embed_core.errors import ConfigError
 from embed_core.plugins import activate
 from embed_core.types import Batch, Embeddings, Targets

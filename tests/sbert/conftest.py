@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from embed_core.scratch.config import EncoderShape
-from embed_core.scratch.encoder import seeded, xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
+from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
 sys.path.insert(0, str(Path(__file__).parent))  # the test files here share sbert_parts.py
 from sbert_parts import MAX_LENGTH, TEXTS, modules_of

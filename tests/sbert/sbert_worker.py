@@ -12,8 +12,8 @@ import torch
 
 from embed_core.config.run import EngineConfig
 from embed_core.context import BuildContext
+from embed_core.distributed.process_group import join, leave
 from embed_core.embeddings import select
-from embed_core.engine.ranks import join, leave
 from embed_core.registry import Registry
 from embed_core.types import Batch, LossOutput, Targets
 from embed_sbert.config import SentenceTransformersModelConfig

@@ -12,8 +12,8 @@ import torch
 from sbert_parts import CHAINS, TEXTS, build, context
 
 from embed_core.errors import CheckpointError
-from embed_core.lora.config import LoraModelConfig
-from embed_core.scratch.encoder import seeded
+from embed_core.models.from_scratch.encoder import seeded
+from embed_core.models.lora.config import LoraModelConfig
 from embed_core.testing import check_checkpointer, encode, sample_card
 from embed_core.testing.tiny import TinyModel
 from embed_sbert.checkpoint import SentenceTransformersCheckpointer

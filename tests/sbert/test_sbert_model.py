@@ -113,7 +113,7 @@ def test_vectors_have_unit_length_in_evaluation_where_the_similarity_is_the_cosi
      ("words", False), ("router", False)],
 )  # fmt: skip
 def test_packed_where_it_can_be(chain: str, packs: bool, saved: Callable[..., Path]) -> None:
-    from embed_core.engine.packs import can_pack
+    from embed_core.acceleration.varlen_check import can_pack
 
     model = build(saved(chain))
     assert hasattr(model, "packed") is packs

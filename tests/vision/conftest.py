@@ -14,9 +14,9 @@ from PIL import Image, ImageDraw
 
 from embed_core.context import BuildContext
 from embed_core.registry import Registry
-from embed_vision.items import Picture
-from embed_vision.models_config import ClipShape
-from embed_vision.still import without_video
+from embed_vision.datasets.items import Picture
+from embed_vision.models.config import ClipShape
+from embed_vision.models.still import without_video
 
 torch.set_num_threads(1)
 
@@ -84,7 +84,7 @@ def shape() -> ClipShape:
 @pytest.fixture(scope="session")
 def clip_dir(tmp_path_factory: pytest.TempPathFactory, context: BuildContext, shape: ClipShape) -> Path:
     """A CLIPModel and its processor."""
-    from embed_vision.scratch import clip_from_scratch
+    from embed_vision.models.scratch import clip_from_scratch
 
     directory = tmp_path_factory.mktemp("clip")
     model, processor = clip_from_scratch(shape, context)
@@ -100,7 +100,7 @@ def siglip_dir(tmp_path_factory: pytest.TempPathFactory, context: BuildContext, 
     from transformers import SiglipConfig, SiglipModel, SiglipProcessor
     from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 
-    from embed_vision.scratch import clip_tokenizer
+    from embed_vision.models.scratch import clip_tokenizer
 
     directory = tmp_path_factory.mktemp("siglip")
     tokenizer = clip_tokenizer(Captions().texts(), shape, context.cache_dir)
@@ -123,9 +123,9 @@ def siglip_dir(tmp_path_factory: pytest.TempPathFactory, context: BuildContext, 
 @pytest.fixture(scope="session")
 def text_dir(tmp_path_factory: pytest.TempPathFactory, context: BuildContext) -> Path:
     """An XLM-RoBERTa encoder with its tokenizer."""
-    from embed_core.scratch.config import EncoderShape
-    from embed_core.scratch.encoder import xlm_roberta
-    from embed_core.scratch.tokenizer import unigram_tokenizer
+    from embed_core.models.from_scratch.config import EncoderShape
+    from embed_core.models.from_scratch.encoder import xlm_roberta
+    from embed_core.models.from_scratch.unigram import unigram_tokenizer
 
     directory = tmp_path_factory.mktemp("text")
     tokenizer = unigram_tokenizer(Captions().texts(), 120, context.cache_dir, lambda line: None, max_length=32)

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from embed_cli.launch import launch
-from embed_vision.items import Picture
+from embed_vision.datasets.items import Picture
 
 WORKER = str(Path(__file__).with_name("vision_worker.py"))
 ONE_RANK = [

@@ -19,9 +19,9 @@ from embed_core.errors import CheckpointError
 from embed_core.testing.checkpoints import check_checkpointer, sample_card
 from embed_core.testing.models import encode
 from embed_core.testing.tiny import TinyModel
-from embed_vision.checkpoint import VisionCheckpointer
-from embed_vision.items import Mixed, Picture
-from embed_vision.models_config import ClipConfig, ComposedConfig, VisionConfig, VisionOptions, VlmConfig
+from embed_vision.datasets.items import Mixed, Picture
+from embed_vision.export.checkpoint import VisionCheckpointer
+from embed_vision.models.config import ClipConfig, ComposedConfig, VisionConfig, VisionOptions, VlmConfig
 
 CAPTIONS = ["a red circle", "Blue SQUARE, drawn by a hand that shakes", "원"]
 TOLERANCE = 1e-5
@@ -155,7 +155,7 @@ def test_a_vision_language_model_in_transformers(
     """The exported model and processor, called as their own classes are called, give the vector of the last token."""
     from transformers import AutoModel
 
-    from embed_vision.build import load_processor
+    from embed_vision.models.build import load_processor
 
     config = VlmConfig(name_or_path=str(vlm_dir("qwen2_5_vl")), suffix="<|endoftext|>", query_prompt="Find it.")
     model = exported(config, tmp_path, context)

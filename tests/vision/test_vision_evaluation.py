@@ -19,12 +19,19 @@ from embed_core.events import RunEvent
 from embed_core.plugins import activate
 from embed_core.testing.components import build
 from embed_core.types import Embeddings, RetrievalSet
-from embed_vision import gallery
-from embed_vision.dataset import ImageTextDataset
-from embed_vision.datasets_config import PicturesConfig
-from embed_vision.gallery import Page, Sample, draw
-from embed_vision.items import Mixed, Picture
-from embed_vision.validation import ValidationLoss, encoded, held_out_rows, rows_of_dataset, targets_of, trained_loss
+from embed_vision.datasets.config import PicturesConfig
+from embed_vision.datasets.dataset import ImageTextDataset
+from embed_vision.datasets.items import Mixed, Picture
+from embed_vision.evaluation import gallery
+from embed_vision.evaluation.gallery import Page, Sample, draw
+from embed_vision.evaluation.validation import (
+    ValidationLoss,
+    encoded,
+    held_out_rows,
+    rows_of_dataset,
+    targets_of,
+    trained_loss,
+)
 
 torch.set_num_threads(1)
 
@@ -142,9 +149,9 @@ class TestTheValidationLoss:
 
     def test_targets_are_those_of_the_engine(self, context: BuildContext) -> None:
         """As the engine gathers them for a training batch, negatives, scores and known positives included."""
-        from embed_core.engine.gather import GlobalBatch
-        from embed_core.engine.host_batch import prepare
-        from embed_core.engine.ranks import Ranks
+        from embed_core.batch.collate import make_host_batch
+        from embed_core.batch.global_batch import GlobalBatch
+        from embed_core.distributed.process_group import Ranks
         from embed_core.testing.tiny import TinyModel
         from embed_core.types import Example
 
@@ -153,7 +160,10 @@ class TestTheValidationLoss:
             Example(4, "b", ("p1",), scores=(0.5,)),
             Example(9, "a", ("p2", "n1", "n2")),
         ]
-        mine, theirs = targets_of(rows), GlobalBatch(prepare(TinyModel(), rows), 0, Ranks(0, 1, 0, "cpu")).targets
+        mine, theirs = (
+            targets_of(rows),
+            GlobalBatch(make_host_batch(TinyModel(), rows), 0, Ranks(0, 1, 0, "cpu")).targets,
+        )
         for name in theirs._fields:
             expected, found = getattr(theirs, name), getattr(mine, name)
             if isinstance(expected, Tensor):

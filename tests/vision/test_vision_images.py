@@ -13,10 +13,10 @@ import pytest
 from PIL import Image
 
 from embed_core.errors import DataError
-from embed_core.identity import described, identity
-from embed_vision.images import MAX_PIXELS, PictureReader, Pixels, check, decode, pixels_key
-from embed_vision.items import Mixed, Picture
-from embed_vision.models_config import MAX_IMAGE_PIXELS
+from embed_core.utils.hashing import described, identity
+from embed_vision.datasets.images import MAX_PIXELS, PictureReader, Pixels, check, decode, pixels_key
+from embed_vision.datasets.items import Mixed, Picture
+from embed_vision.models.config import MAX_IMAGE_PIXELS
 
 Bytes = Callable[..., bytes]
 

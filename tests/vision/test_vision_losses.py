@@ -17,7 +17,7 @@ from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
 from embed_core.testing.batches import leaves
 from embed_core.types import Batch, Targets
-from embed_vision.losses_config import ClipLossConfig, CoSENTLossConfig, SiglipLossConfig, TripletLossConfig
+from embed_vision.losses.config import ClipLossConfig, CoSENTLossConfig, SiglipLossConfig, TripletLossConfig
 
 torch.set_num_threads(1)
 TOLERANCE = 1e-5
@@ -280,7 +280,7 @@ def test_the_ranks_parts_add_up(config: Any) -> None:
 )
 def test_in_blocks_it_is_the_same(config: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     """Tables larger than a tile are computed in blocks of rows."""
-    import embed_core.losses.search as search
+    import embed_core.losses.tiled_cross_entropy as search
     from embed_vision.losses import siglip
 
     loss = built(config)

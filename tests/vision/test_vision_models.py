@@ -16,12 +16,12 @@ from torch.nn import functional
 
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError, DataError
-from embed_core.lora.build import adapt
-from embed_core.lora.config import LoraModelConfig
+from embed_core.models.lora.build import adapt
+from embed_core.models.lora.config import LoraModelConfig
 from embed_core.testing.components import check_plugin
 from embed_core.testing.models import check_model, encode
-from embed_vision.items import Mixed, Picture
-from embed_vision.models_config import ClipConfig, ClipShape, ComposedConfig, VisionConfig, VlmConfig
+from embed_vision.datasets.items import Mixed, Picture
+from embed_vision.models.config import ClipConfig, ClipShape, ComposedConfig, VisionConfig, VlmConfig
 
 KINDS = ["clip", "siglip", "composed", "composed-mean", "qwen2_vl", "qwen2_5_vl", "qwen3_vl"]
 
@@ -217,7 +217,7 @@ def test_from_scratch_is_small_and_the_same_again(context: BuildContext, make_pi
 
 
 def test_the_tokenizer_reads_every_script_and_is_kept(context: BuildContext, tmp_path: Path) -> None:
-    from embed_vision.scratch import clip_tokenizer
+    from embed_vision.models.scratch import clip_tokenizer
 
     shape = ClipShape(vocab_size=700)
     texts = ["a red circle", "ein blaues Quadrat", "빨간 원"] * 3
@@ -237,7 +237,7 @@ def test_the_tokenizer_reads_every_script_and_is_kept(context: BuildContext, tmp
 
 
 def test_no_caption_is_said(context: BuildContext, tmp_path: Path) -> None:
-    from embed_vision.scratch import clip_tokenizer
+    from embed_vision.models.scratch import clip_tokenizer
 
     with pytest.raises(ConfigError, match="the dataset has no caption to train a from-scratch tokenizer on: check"):
         clip_tokenizer(iter([" "]), ClipShape(), tmp_path)
@@ -308,9 +308,9 @@ def test_pixels_of_a_picture_are_bounded(
 def test_the_kind_that_fits_is_chosen(
     request: pytest.FixtureRequest, context: BuildContext, text_dir: Path, image_dir: Path
 ) -> None:
-    from embed_vision.clip import ClipModel
-    from embed_vision.composed import ComposedModel
-    from embed_vision.vlm import VlmModel
+    from embed_vision.models.clip import ClipModel
+    from embed_vision.models.composed import ComposedModel
+    from embed_vision.models.vlm import VlmModel
 
     clip, vlm = request.getfixturevalue("clip_dir"), request.getfixturevalue("vlm_dir")("qwen3_vl")
     chosen: Any = VisionConfig(name_or_path=str(clip), query_prompt="find ", options={"freeze": ["text"]}).build(
@@ -394,7 +394,7 @@ def test_lora_changes_nothing_at_first_and_merges(model: Any, items: list[Any], 
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model: Any, items: list[Any]) -> None:
-    from embed_core.engine.recompute import enable_checkpointing
+    from embed_core.acceleration.activation_checkpointing import enable_checkpointing
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()

@@ -14,9 +14,9 @@ from PIL import Image
 from embed_core.context import BuildContext
 from embed_core.errors import DataError
 from embed_core.registry import Registry
-from embed_vision.dataset import ImageTextDataset
-from embed_vision.datasets_config import PicturesConfig
-from embed_vision.items import Mixed, Picture
+from embed_vision.datasets.config import PicturesConfig
+from embed_vision.datasets.dataset import ImageTextDataset
+from embed_vision.datasets.items import Mixed, Picture
 from embed_vision.pictures import files, fonts
 from embed_vision.pictures.plan import BACKGROUNDS, COLOURS, Sizes, plan
 from embed_vision.pictures.render import SHAPES, ShapePen, png

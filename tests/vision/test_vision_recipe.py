@@ -15,7 +15,7 @@ from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
 from embed_core.plugins import activate
 from embed_core.testing.components import check_plugin
-from embed_vision.recipe_defaults import tokens_per_picture
+from embed_vision.recipe.defaults import tokens_per_picture
 
 SEED = """\
 model_name: openai/clip-vit-base-patch32
@@ -248,7 +248,7 @@ def test_what_is_refused(registry: Any, settings: tuple[str, ...], message: str)
 
 def test_mrl_without_embed_mrl() -> None:
     from embed_core.registry import Registry
-    from embed_vision.recipe import VisionRecipe
+    from embed_vision.recipe.recipe import VisionRecipe
 
     with pytest.raises(ValueError, match="need the loss `matryoshka` of embed-mrl, which is not installed"):
         VisionRecipe.model_validate({"use_mrl": True}, context={"registry": Registry()})

@@ -10,8 +10,8 @@ import pytest
 from PIL import Image
 
 from embed_core.errors import DataError
-from embed_vision.items import Mixed, Picture
-from embed_vision.rows import MODES, RowOptions, VisionRow, parse_row
+from embed_vision.datasets.items import Mixed, Picture
+from embed_vision.datasets.rows import MODES, RowOptions, VisionRow, parse_row
 
 PLACE = "rows.jsonl:7"
 

@@ -17,10 +17,10 @@ from pydantic import ValidationError
 from embed_core.context import BuildContext
 from embed_core.errors import ConfigError, DataError
 from embed_core.registry import Registry
-from embed_vision import checking
-from embed_vision.dataset import ImageTextDataset, reversed_set
-from embed_vision.datasets_config import ImageTextConfig
-from embed_vision.items import Picture
+from embed_vision.datasets import checking
+from embed_vision.datasets.config import ImageTextConfig
+from embed_vision.datasets.dataset import ImageTextDataset, reversed_set
+from embed_vision.datasets.items import Picture
 
 Write = Callable[..., Path]
 

@@ -11,19 +11,21 @@ from typing import Any
 import torch
 from torch import nn
 
+from embed_core.batch.collate import make_host_batch, share
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
 from embed_core.context import BuildContext
-from embed_core.engine import sharding
-from embed_core.engine.host_batch import prepare, share
-from embed_core.engine.ranks import Ranks, join, leave
-from embed_core.engine.step import Step
-from embed_core.lora.build import adapt
-from embed_core.lora.config import LoraModelConfig
+from embed_core.distributed.process_group import Ranks, join, leave
+from embed_core.models.lora.build import adapt
+from embed_core.models.lora.config import LoraModelConfig
 from embed_core.registry import Registry
+from embed_core.train.step import Step
 from embed_core.types import Batch, Example, LossOutput, Targets
-from embed_vision.items import Mixed, Picture
-from embed_vision.losses_config import ClipLossConfig, SiglipLossConfig
-from embed_vision.models_config import ClipConfig, VisionConfig
+from embed_core.zero.engine import Trainable, initialize
+from embed_core.zero.state import full_state
+from embed_core.zero.state import gradient as full_gradient
+from embed_vision.datasets.items import Mixed, Picture
+from embed_vision.losses.config import ClipLossConfig, SiglipLossConfig
+from embed_vision.models.config import ClipConfig, VisionConfig
 
 
 class ScaledLoss(nn.Module):
@@ -106,19 +108,19 @@ def train(model: Any, loss: Any, rows: list[Example], engine_config: EngineConfi
     """Loss and gradients of each step, and the weights after the last."""
     # A large epsilon keeps Adam from hiding a wrong factor of the gradient.
     optimizer = OptimizerConfig(learning_rate=0.01, epsilon=1e-3)
-    module = sharding.Trainable(model, loss)
+    module = Trainable(model, loss)
     settings = TrainConfig(gradient_clipping=0.5, optimizer=optimizer)
-    engine = sharding.initialize(module, engine_config, settings, ranks, lambda line: None)
+    engine = initialize(module, engine_config, settings, ranks, lambda line: None)
     step = Step(engine, model, module.loss, engine_config, ranks)
     log = []
     for number in range(2):
         own = share(range(len(rows)), ranks.rank, ranks.world_size)
-        output = step.forward_backward(prepare(model, [rows[index] for index in own]), number)
-        full = {name: sharding.gradient(engine, parameter) for name, parameter in module.named_parameters()}
+        output = step.forward_backward(make_host_batch(model, [rows[index] for index in own]), number)
+        full = {name: full_gradient(engine, parameter) for name, parameter in module.named_parameters()}
         gradients = {name: value.flatten().tolist() for name, value in full.items() if value is not None}
         engine.step()
         log.append({"loss": float(output.loss), "gradients": gradients})
-    weights = {name: value.flatten().tolist() for name, value in sharding.full_state(engine, module, ranks).items()}
+    weights = {name: value.flatten().tolist() for name, value in full_state(engine, module, ranks).items()}
     return {"steps": log, "weights": weights}
 
 
@@ -134,10 +136,10 @@ def memory(out: Path, strategy: str, limit: int) -> None:
     engine_config = EngineConfig.model_validate(
         {"zero_stage": 0, "precision": "fp32", "token_budget": 1100, "strategy": strategy}
     )
-    module = sharding.Trainable(_model(out, "clip"), ScaledLoss())
-    engine = sharding.initialize(module, engine_config, TrainConfig(), ranks, lambda line: None)
+    module = Trainable(_model(out, "clip"), ScaledLoss())
+    engine = initialize(module, engine_config, TrainConfig(), ranks, lambda line: None)
     step = Step(engine, module.model, module.loss, engine_config, ranks)  # type: ignore[arg-type]
-    host = prepare(module.model, rows)  # type: ignore[arg-type]
+    host = make_host_batch(module.model, rows)  # type: ignore[arg-type]
     assert len(host.encoded) == 512
     begun = _status("VmSize")
     if limit:

@@ -16,7 +16,7 @@ from rich.text import Text
 from embed_cli.run_command import RunRequest, resolve
 
 if TYPE_CHECKING:
-    from embed_core.engine.explain import BatchView, ChunkView, RowView, StepView, TextView
+    from embed_core.inspection.explain import BatchView, ChunkView, RowView, StepView, TextView
 
 SHORT = 72
 """Characters of a text that are shown without ``--full``."""
@@ -38,7 +38,7 @@ class ExplainRequest:
 def execute(request: ExplainRequest) -> None:
     """Print the step: a table on a terminal, lines for ``grep`` elsewhere, or JSON."""
     config, _, registry = resolve(request.run, request.run.nproc)
-    from embed_core.engine.explain import explain
+    from embed_core.inspection.explain import explain
 
     view = explain(config, registry, request.step, world_size=request.run.nproc, announce=_to_stderr)
     if request.as_json:

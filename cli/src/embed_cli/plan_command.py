@@ -18,7 +18,7 @@ from embed_cli.run_command import RunRequest, resolve
 from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
-    from embed_core.engine.plan_types import Plan, StrategyView
+    from embed_core.inspection.plan.report import Plan, StrategyView
 
 Lines = list[tuple[str, str, str]]
 """What, how much, and a remark."""
@@ -44,8 +44,8 @@ def execute(request: PlanCommand) -> None:
     _check_file(request.json_file)
     config, _, registry = resolve(request.run, request.run.nproc)
     config = config.only(request.phase) if config.phases or request.phase else config
-    from embed_core.engine.plan import plan
-    from embed_core.engine.plan_target import PlanRequest
+    from embed_core.inspection.plan.plan import plan
+    from embed_core.inspection.plan.target import PlanRequest
 
     wanted = PlanRequest(request.device, request.run.nproc, request.zero_stage, request.batches)
     made = plan(config, registry, wanted, announce=_to_stderr)
@@ -187,7 +187,7 @@ def _data_lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
 
 
 def _speed_lines(plan: Plan) -> Iterator[tuple[str, str, str]]:
-    from embed_core.engine.plan_speed import REALISTIC
+    from embed_core.inspection.plan.speed import REALISTIC
 
     speed, device = plan.speed, plan.device
     repeated = speed.flops_per_step / speed.model_flops_per_step if speed.model_flops_per_step else 1.0

@@ -16,9 +16,9 @@ from embed_core.errors import ConfigError
 if TYPE_CHECKING:
     from rich.table import Table
 
-    from embed_core.engine.prove import Finding, Variant
+    from embed_core.inspection.prove.variants import Finding, Variant
 
-WORKER = (sys.executable, "-m", "embed_core.engine.prove_worker")
+WORKER = (sys.executable, "-m", "embed_core.inspection.prove.worker")
 HEADER = ("variant", "chunks", "loss", "Δ loss", "Δ gradient", "result")
 
 
@@ -71,7 +71,7 @@ def prove(config: dict[str, Any], ranks: int, batches: int, worker: Sequence[str
 
     Raises SystemExit with a worker's exit code where one fails; it has said why.
     """
-    from embed_core.engine.prove import plan
+    from embed_core.inspection.prove.variants import plan
 
     with tempfile.TemporaryDirectory(prefix="embed-prove-") as directory:
         return [f for start in plan(ranks) for f in _start(start, config, batches, Path(directory), worker)]
@@ -81,7 +81,7 @@ def _start(
     variants: Sequence[Variant], config: dict[str, Any], batches: int, directory: Path, worker: Sequence[str]
 ) -> list[Finding]:
     from embed_cli.launch import launch
-    from embed_core.engine.prove import FINDINGS, MeasureRequest, read_findings
+    from embed_core.inspection.prove.variants import FINDINGS, MeasureRequest, read_findings
 
     ranks = max(variant.ranks for variant in variants)
     path = directory / f"request-{ranks}.json"
@@ -125,7 +125,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 
 def ending_lines(findings: Sequence[Finding]) -> list[str]:
     """What the table means, and where a failed variant differs most."""
-    from embed_core.engine.prove import SCALE_TOLERANCE, TOLERANCE
+    from embed_core.inspection.prove.variants import SCALE_TOLERANCE, TOLERANCE
 
     failed = [f for f in findings if not f.passed]
     lines = [

@@ -1,4 +1,4 @@
-"""``embed run``: from the command line to :func:`embed_core.engine.run.run`."""
+"""``embed run``: from the command line to :func:`embed_core.train.run.run`."""
 
 from __future__ import annotations
 
@@ -46,7 +46,7 @@ def execute(request: RunRequest) -> None:
     """Resolve the config, then train here, or start ``--nproc`` ranks that do."""
     if request.resume and request.overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them")
-    from embed_core.engine.ranks import environment
+    from embed_core.distributed.process_group import environment
 
     launched = "RANK" in os.environ
     if launched and request.nproc > 1:
@@ -137,8 +137,8 @@ def _print_config(config: RunConfig) -> None:
 def _train(request: RunRequest, config: RunConfig, manager: pluggy.PluginManager, registry: Registry) -> None:
     from embed_cli.display import make_display
     from embed_cli.launch import RANK_LOST
-    from embed_core.engine.ranks import RankLostError, environment, leave
-    from embed_core.engine.run import Options, run
+    from embed_core.distributed.process_group import RankLostError, environment, leave
+    from embed_core.train.run import Options, run
 
     rank = environment()[0]
     display = make_display(rank=rank)

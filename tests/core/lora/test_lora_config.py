@@ -11,7 +11,7 @@ import pytest
 
 from embed_core.config import document, load
 from embed_core.errors import ConfigError
-from embed_core.lora.config import LoraModelConfig
+from embed_core.models.lora.config import LoraModelConfig
 from embed_core.plugins import activate
 
 INNER = "inner: {kind: bge-m3}"

@@ -15,11 +15,11 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embed_bge.checkpoint import BGEM3Checkpointer
-from embed_core.checkpoints.transformers import TransformersCheckpointer
 from embed_core.config.base import ModelConfig
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.lora.structure import state_of
+from embed_core.export.transformers import TransformersCheckpointer
+from embed_core.models.lora.structure import state_of
 from embed_core.testing.checkpoints import sample_card
 from embed_core.testing.models import assert_same_text, encode, text_vectors
 from embed_core.types import Embeddings

@@ -12,12 +12,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from embed_core.acceleration.activation_checkpointing import enable_checkpointing
 from embed_core.config.base import ModelConfig
 from embed_core.context import BuildContext
-from embed_core.engine.recompute import enable_checkpointing
 from embed_core.errors import ConfigError
-from embed_core.lora.targets import roots_of
-from embed_core.protocols import ExportsOtherwise, Model
+from embed_core.models.lora.targets import roots_of
+from embed_core.protocols import ExportsOtherwise, Model, provides
 from embed_core.registry import Registry
 from embed_core.testing.models import check_model, encode
 from embed_core.testing.tiny import TinyModel
@@ -92,7 +92,7 @@ def test_new_adapters_change_nothing_and_depend_on_the_seed_alone(adapt: Adapt, 
 def test_it_keeps_the_promises_of_a_model(adapt: Adapt) -> None:
     model = adapt()
     assert isinstance(model, Model)
-    assert isinstance(model, ExportsOtherwise)
+    assert provides(model, ExportsOtherwise)
     check_model(model, TEXTS)
     check_model(adapt(use_dora=True, target_modules=["query"]), TEXTS)
 
@@ -131,11 +131,11 @@ def test_the_encoder_is_frozen_the_heads_are_not_and_the_share_is_said(adapt: Ad
 
 
 def test_millions_are_said_as_such(monkeypatch: pytest.MonkeyPatch, adapt: Adapt) -> None:
-    from embed_core.engine import sharding
-    from embed_core.lora.build import summary
+    from embed_core.models.lora.build import summary
+    from embed_core.zero import optimizer
 
     model, counts = adapt(), iter([420_000, 24_100_000])
-    monkeypatch.setattr(sharding, "count_parameters", lambda parameters: next(counts))
+    monkeypatch.setattr(optimizer, "count_parameters", lambda parameters: next(counts))
     line = summary(model, model.config_of_lora)
     assert line == "LoRA r 4, alpha 32: trainable 0.42 M of 24.1 M parameters (1.7 %)"
 

@@ -12,13 +12,13 @@ import torch
 from embed_bge.config import BGEM3ModelConfig
 from embed_core.config import document, load
 from embed_core.context import BuildContext
-from embed_core.engine.ranks import leave
-from embed_core.engine.run import Options, RunResult, run
-from embed_core.lora.config import LoraModelConfig
+from embed_core.distributed.process_group import leave
+from embed_core.models.lora.config import LoraModelConfig
 from embed_core.plugins import activate
 from embed_core.registry import Registry
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.models import assert_same_text, encode, text_vectors
+from embed_core.train.run import Options, RunResult, run
 
 TEXTS = ["Where does the lynx live?", "Worms and beetles.", "After dusk: that is when the mole is awake."]
 torch.set_num_threads(1)

@@ -12,8 +12,8 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
-from embed_core.card import RunCard
 from embed_core.errors import CheckpointError
+from embed_core.export.model_card import RunCard
 from embed_hello.model import NgramEncoder, Sizes
 
 LAYOUT = "hello-1"

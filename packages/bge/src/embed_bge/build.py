@@ -13,13 +13,13 @@ from torch import nn
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_bge.model import BGEM3Model
-from embed_core.checkpoints.source import load_encoder, load_tokenizer, model_directory
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
+from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.protocols import Announce
-from embed_core.scratch import FROM_SCRATCH
-from embed_core.scratch.encoder import seeded, xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
 
 HEADS = ("colbert_linear", "sparse_linear")
 FACTS_FILE = "bge_m3.json"

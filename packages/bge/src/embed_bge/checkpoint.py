@@ -10,10 +10,9 @@ from torch import Tensor, nn
 
 from embed_bge.build import FACTS_FILE, HEADS
 from embed_bge.model import BGEM3Model
-from embed_core.card import RunCard
-from embed_core.checkpoints.layout import submodule_state, write_directory, write_json
-from embed_core.checkpoints.model_card import LOADERS, CardText, write_card
 from embed_core.errors import CheckpointError
+from embed_core.export.layout import submodule_state, write_directory, write_json
+from embed_core.export.model_card import LOADERS, CardText, RunCard, write_card
 
 
 class BGEM3Checkpointer:

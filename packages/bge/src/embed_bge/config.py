@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, field_validator, model_validator
 
 from embed_core.config.base import CheckpointConfig, ModelConfig
-from embed_core.scratch import FROM_SCRATCH
-from embed_core.scratch.config import EncoderShape
+from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.models.from_scratch.config import EncoderShape
 
 if TYPE_CHECKING:
     from embed_bge.checkpoint import BGEM3Checkpointer
@@ -60,7 +60,7 @@ class BGEM3ModelConfig(ModelConfig):
     @classmethod
     def _has_two_places(cls, value: str) -> str:
         # Config files and shells write the line break as two characters.
-        from embed_core.prompts import check_format
+        from embed_core.text.prompts import check_format
 
         return check_format(value.replace("\\n", "\n"))
 

@@ -8,7 +8,14 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.losses import contrastive
-from embed_core.losses.teacher import Grid, Teacher, grid, group_cross_entropy, sequential_cross_entropy, teacher
+from embed_core.losses.score_distillation import (
+    Grid,
+    Teacher,
+    grid,
+    group_cross_entropy,
+    sequential_cross_entropy,
+    teacher,
+)
 from embed_core.scoring import combine, kind_scores
 from embed_core.types import LossOutput
 

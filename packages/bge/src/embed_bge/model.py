@@ -1,7 +1,7 @@
 """BGE-M3: one encoder, three kinds of embeddings (Chen et al. 2024, arXiv 2402.03216).
 
-Shape suffixes besides those of :mod:`embed_core.types` and :mod:`embed_core.packing` (X, Y: a chunk, padded or packed):
-S kept tokens, one after another.
+Shape suffixes besides those of :mod:`embed_core.types` and :mod:`embed_core.text.varlen` (X, Y: a chunk, padded or
+packed): S kept tokens, one after another.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch.nn import functional
 from embed_bge.config import BGEM3ModelConfig
 from embed_core.embeddings import offsets_of
 from embed_core.errors import CheckpointError, ConfigError, did_you_mean
-from embed_core.packing import ChunkTokens, chunk_tokens
-from embed_core.pooling import Pooling, at_least_float32
-from embed_core.prompts import Prompt
 from embed_core.protocols import Announce
-from embed_core.text import TextTokenizer, TokenizesTexts
+from embed_core.text.pooling import Pooling, at_least_float32
+from embed_core.text.prompts import Prompt
+from embed_core.text.tokenizer import TextTokenizer, TokenizesTexts
+from embed_core.text.varlen import ChunkTokens, chunk_tokens
 from embed_core.types import Embeddings, MultiVectors, Role, ScoreWeights, SparseVectors
 
 ALL_SCORES: Mapping[str, ScoreWeights] = {
@@ -110,7 +110,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
             self.encoder.pooler.requires_grad_(False)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **pack: Tensor) -> Embeddings:
-        """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.packing` →
+        """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.text.varlen` →
         dense [N,D], lexical weights and multi-vectors.
 
         Vectors are fp32 or wider whatever the weights' precision. Which of the two, and padding, change nothing.

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from embed_bge.defaults import FINE_TUNING, SCRATCH, Defaults
 from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
-from embed_core.scratch import FROM_SCRATCH
+from embed_core.models.from_scratch import FROM_SCRATCH
 
 PYDOCS = "pydocs"
 NO_IN_BATCH = "no_in_batch_neg"

@@ -18,8 +18,8 @@ from embed_core.hookspecs import hookimpl
 @hookimpl
 def embed_register_models() -> Sequence[type[ModelConfig]]:
     """``lora``: low-rank adapters around a model of any kind; ``transformers-encoder``: any encoder, pooled."""
-    from embed_core.encoders.config import TransformersEncoderConfig
-    from embed_core.lora.config import LoraModelConfig
+    from embed_core.models.lora.config import LoraModelConfig
+    from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 
     return [LoraModelConfig, TransformersEncoderConfig]
 
@@ -51,7 +51,7 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
     """``transformers``: a transformers directory with sentence-transformers module files."""
-    from embed_core.checkpoints.config import TransformersCheckpointConfig
+    from embed_core.export.config import TransformersCheckpointConfig
 
     return [TransformersCheckpointConfig]
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, TypeGuard, TypeVar, runtime_checkable
 
 from embed_core.types import (
     Batch,
@@ -27,7 +27,7 @@ if TYPE_CHECKING:
     import numpy as np
     from torch import Tensor, nn
 
-    from embed_core.card import RunCard
+    from embed_core.export.model_card import RunCard
 
 
 @runtime_checkable
@@ -41,11 +41,6 @@ class Model(Protocol):
     scores: Mapping[str, ScoreWeights]
     """The ways this model ranks, by name, the best first: what the evaluation reports."""
 
-    # A text model may also have a settable ``pad_to_multiple_of: int``: ``collate`` then pads a chunk's length to it.
-    # The engine sets what the hardware likes (8 for tensor cores, 32 for bf16 on CPUs).
-    # One with a settable ``packed: bool`` lets the engine have chunks without padding, for flash-attention: ``collate``
-    # then puts texts one after another, as :mod:`embed_core.packing` says, and ``forward`` takes that.
-
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
         """Unpadded token lists, truncated to the role's maximum length. Called from a background thread."""
         ...
@@ -57,26 +52,60 @@ class Model(Protocol):
     def __call__(self, **inputs: Tensor) -> Embeddings: ...
 
 
+class PadsToMultiple(Protocol):
+    """An option of a Model of texts: ``collate`` pads the length of a chunk to a multiple of this number."""
+
+    pad_to_multiple_of: int
+    """The engine sets what the hardware likes: 8 for tensor cores, 32 for bf16 on CPUs."""
+
+
+class PacksChunks(Protocol):
+    """An option of a Model of texts: chunks without padding, for variable-length (varlen) attention."""
+
+    packed: bool
+    """The engine sets it. ``collate`` then puts texts one after another, as :mod:`embed_core.text.varlen` says, and
+    ``forward`` takes that."""
+
+
+class CachesTokens(Protocol):
+    """An option of a Model of texts: the engine may keep its token lists on disk."""
+
+    def tokenizer_fingerprint(self) -> str:
+        """Hex digest of all that ``tokenize`` depends on besides its arguments."""
+        ...
+
+
 @runtime_checkable
 class Loss(Protocol):
     """Maps a global batch's embeddings to a scalar. Never sees the model, never gathers.
 
     Embeddings come in fp32 (or wider) whatever the training precision. A loss may hold parameters; they are trained.
 
-    Every rank computes the whole loss, unless the class declares ``shares_rows = True``: then ``Targets.own_rows`` says
-    which rows are this rank's, and it returns their part of the mean and of each metric (their sum / B). The engine
-    adds the parts up, gradients included. A loss around another one shares rows if the inner one does.
-
-    A loss whose class declares ``in_batch_by_row = True`` honours ``Targets.in_batch_B``. A run whose data has such
-    rows stops before it starts under any other loss.
+    Every rank computes the whole loss, unless it :class:`SharesRows`.
     """
 
     def __call__(self, batch: Batch, targets: Targets) -> LossOutput: ...
 
 
-@runtime_checkable
+class SharesRows(Protocol):
+    """An option of a Loss: the ranks divide the rows of the global batch among themselves."""
+
+    shares_rows: bool
+    """Where it is true, ``Targets.own_rows`` says which rows are this rank's, and the loss returns their part of the
+    mean and of each metric (their sum / B). The engine adds the parts up, gradients included. A loss around another one
+    shares rows if the inner one does."""
+
+
+class KeepsRowsApart(Protocol):
+    """An option of a Loss: some rows of a batch have no in-batch negatives. A run whose data has such rows stops before
+    it starts under any other loss."""
+
+    in_batch_by_row: bool
+    """Where it is true, the loss honours ``Targets.in_batch_B``."""
+
+
 class TakesOtherDense(Protocol):
-    """What a Loss may have besides: one that also reads lexical weights or token vectors. A loss around it that changes
+    """An option of a Loss that also reads lexical weights or token vectors. A loss around it that changes
     the dense vectors alone (their dimensions) then does not repeat the rest."""
 
     def with_other_dense(
@@ -134,9 +163,8 @@ class Dataset(Protocol):
         ...
 
 
-@runtime_checkable
 class CompletesExamples(Protocol):
-    """What a Dataset may have besides: one that adds to drawn rows what is cheaper for many rows than for one."""
+    """An option of a Dataset: it adds to drawn rows what is cheaper for many rows than for one."""
 
     def complete(self, examples: Sequence[Example]) -> list[Example]:
         """This rank's rows of one batch, in their order, completed (a teacher's vectors). Called from a background
@@ -184,9 +212,8 @@ class Checkpointer(Protocol):
         ...
 
 
-@runtime_checkable
 class ExportsOtherwise(Protocol):
-    """What a Model may have besides: one whose weights do not leave as they are trained (LoRA's adapters)."""
+    """An option of a Model whose weights are not exported as they are trained (LoRA adapters)."""
 
     def export_with(
         self, checkpointer: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard
@@ -198,3 +225,20 @@ class ExportsOtherwise(Protocol):
 
 Announce = Callable[[str], None]
 """Prints one line for the user, on rank 0 only."""
+
+
+Optional = TypeVar("Optional")
+
+
+def provides(component: object, protocol: type[Optional]) -> TypeGuard[Optional]:
+    """Whether ``component`` has every public member that an optional ``protocol`` declares.
+
+    ``isinstance`` would not do from Python 3.12 on: it overlooks the attributes that a wrapper delegates.
+    """
+    declared = (vars(base).keys() | vars(base).get("__annotations__", {}).keys() for base in protocol.__mro__[:-3])
+    return all(hasattr(component, name) for names in declared for name in names if not name.startswith("_"))
+
+
+def shares_rows(loss: object) -> bool:
+    """Whether ``loss`` computes only the rows of its own rank (see :class:`SharesRows`)."""
+    return provides(loss, SharesRows) and loss.shares_rows

@@ -43,9 +43,9 @@ def inspect(
     from dataclasses import asdict
 
     from embed_data.formats.options import file_fields
-    from embed_data.inspection import Measure
-    from embed_data.inspection import inspect as look
-    from embed_data.inspection_view import lines
+    from embed_data.inspection.measure import Measure
+    from embed_data.inspection.measure import inspect as look
+    from embed_data.inspection.view import lines
 
     how = file_fields(columns or [], format=format_, header=header, split=split, subset=subset)
     measure = Measure(_tokenizer(tokenizer), max_length)
@@ -124,7 +124,7 @@ def _context(seed: int = 42, *, quiet: bool = False) -> BuildContext:
 def _tokenizer(name: str | None) -> Any:
     if name is None:
         return None
-    from embed_core.checkpoints.source import load_tokenizer, model_directory
+    from embed_core.models.hub import load_tokenizer, model_directory
 
     backend = load_tokenizer(model_directory(name)).backend_tokenizer
     backend.no_truncation()

@@ -23,7 +23,7 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
     """``pydocs``, ``auto`` (that or the user's own file), ``file`` (any format), ``mix``, ``remined``."""
     from embed_data.config import AutoConfig, FileConfig, PydocsConfig
     from embed_data.mix.config import MixConfig
-    from embed_data.remined_config import ReminedConfig
+    from embed_data.self_mining.config import ReminedConfig
 
     return [PydocsConfig, AutoConfig, FileConfig, MixConfig, ReminedConfig]
 
@@ -48,7 +48,7 @@ def embed_register_recipes() -> Sequence[type[Recipe]]:
 def embed_register_commands(app: typer.Typer) -> None:
     """``embed mine``, ``embed align``, ``embed curriculum``, ``embed data inspect``, ``embed data mix``."""
     from embed_data.align.command import align
-    from embed_data.align.curriculum_command import curriculum
+    from embed_data.align.curriculum.command import curriculum
     from embed_data.commands import app as data
     from embed_data.mining.command import mine
 

@@ -11,7 +11,7 @@ from pydantic import Field, ValidationInfo, field_validator, model_validator
 from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
 from embed_core.config.load import SANITY
-from embed_core.scratch import FROM_SCRATCH
+from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_data.config import PYDOCS
 
 SANITY_ROWS = 8

@@ -45,7 +45,7 @@ def build(
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
 ) -> None:
     """Compute what the store lacks of a run's texts, or of a file's. Killed, the same command goes on."""
-    from embed_distill.building import BuildRequest, execute
+    from embed_distill.build_command import BuildRequest, execute
 
     request = BuildRequest(
         plugins=tuple(plugin or ()),

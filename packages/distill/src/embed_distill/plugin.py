@@ -30,7 +30,7 @@ EMBED_USES = ("mrl",)
 @hookimpl
 def embed_register_models() -> Sequence[type[ModelConfig]]:
     """``projected``: another model and a projection; ``from-teacher``: one that starts from a teacher's layers."""
-    from embed_distill.projected_config import FromTeacherModelConfig, ProjectedModelConfig
+    from embed_distill.models.config import FromTeacherModelConfig, ProjectedModelConfig
 
     return [ProjectedModelConfig, FromTeacherModelConfig]
 
@@ -38,8 +38,7 @@ def embed_register_models() -> Sequence[type[ModelConfig]]:
 @hookimpl
 def embed_register_losses() -> Sequence[type[LossConfig]]:
     """What compares with a teacher, ``spread-out``, ``weighted-sum``; ``distilled``: another loss and a teacher's."""
-    from embed_distill.distilled_config import DistilledConfig
-    from embed_distill.losses_config import (
+    from embed_distill.losses.config import (
         MarginMSEConfig,
         SpreadOutConfig,
         TeacherCosineConfig,
@@ -49,6 +48,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
         TeacherSimilarityConfig,
         WeightedSumConfig,
     )
+    from embed_distill.losses.kd_config import DistilledConfig
 
     return [
         TeacherMSEConfig,
@@ -66,9 +66,9 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 @hookimpl
 def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
     """``plain-texts``; ``with-teacher`` and ``with-trained-teacher``: another dataset with a teacher's vectors."""
-    from embed_distill.plain_texts_config import PlainTextsConfig
-    from embed_distill.trained_config import WithTrainedTeacherConfig
-    from embed_distill.with_teacher_config import WithTeacherConfig
+    from embed_distill.datasets.plain_texts_config import PlainTextsConfig
+    from embed_distill.datasets.with_teacher_config import WithTeacherConfig
+    from embed_distill.teacher.train_config import WithTrainedTeacherConfig
 
     return [PlainTextsConfig, WithTeacherConfig, WithTrainedTeacherConfig]
 
@@ -76,8 +76,8 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
     """``distilled``: a router of student and teacher, or another layout; ``artifacts``: another layout, copied."""
-    from embed_distill.artifacts_config import ArtifactsConfig
-    from embed_distill.checkpoint_config import DistilledCheckpointConfig
+    from embed_distill.export.artifacts import ArtifactsConfig
+    from embed_distill.export.config import DistilledCheckpointConfig
 
     return [DistilledCheckpointConfig, ArtifactsConfig]
 
@@ -85,7 +85,7 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
 @hookimpl
 def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
     """``two-by-two``: student and teacher on either side."""
-    from embed_distill.two_by_two_config import TwoByTwoConfig
+    from embed_distill.evaluation.config import TwoByTwoConfig
 
     return [TwoByTwoConfig]
 
@@ -93,7 +93,7 @@ def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
     """``distill``, what ``embed run --plugin distill`` runs."""
-    from embed_distill.recipe import DistillRecipe
+    from embed_distill.recipe.recipe import DistillRecipe
 
     return [DistillRecipe]
 
@@ -109,7 +109,7 @@ def embed_register_commands(app: typer.Typer) -> None:
 @hookimpl(trylast=True)
 def embed_run_ended(event: RunEvent) -> None:
     """The 2×2 table after the display's own, and the copy of the model that the recipe was asked for."""
-    from embed_distill.ended import ended
+    from embed_distill.export.run_end import ended
 
     if event.rank == 0 and event.error is None:
         ended(event)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 
 from torch import Tensor, nn
 
-from embed_core.card import RunCard
-from embed_core.checkpoints.layout import write_json
 from embed_core.errors import CheckpointError, ConfigError
+from embed_core.export.layout import write_json
+from embed_core.export.model_card import RunCard
 from embed_mrl import report
 from embed_mrl.dims import resolved
 

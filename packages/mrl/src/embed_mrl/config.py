@@ -6,9 +6,9 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from embed_core.checkpoints.config import TransformersCheckpointConfig
 from embed_core.config.base import CheckpointConfig, LossConfig
 from embed_core.evaluation.config import RetrievalEvaluatorConfig
+from embed_core.export.config import TransformersCheckpointConfig
 from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
 if TYPE_CHECKING:

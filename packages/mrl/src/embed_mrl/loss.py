@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embed_core.distributed.seeds import seed_of
 from embed_core.embeddings import detach
-from embed_core.engine.seeds import seed_of
-from embed_core.protocols import TakesOtherDense
+from embed_core.protocols import TakesOtherDense, provides
 from embed_core.scoring.need import missing
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_mrl import prefix
@@ -81,7 +81,7 @@ class MatryoshkaLoss(nn.Module):
     def _outputs(self, batch: Batch, targets: Targets, dims: Sequence[int]) -> tuple[LossOutput, list[LossOutput]]:
         """The inner loss at the full dimension, and at each of the others."""
         views = [Batch(*(cut(side, dim) for side in batch)) for dim in dims]
-        if isinstance(self.inner, TakesOtherDense):
+        if provides(self.inner, TakesOtherDense):
             pairs = [(_dense(view.query), _dense(view.passage)) for view in views[1:]]
             whole, parts = self.inner.with_other_dense(views[0], targets, pairs)
             return whole, [LossOutput(part, {}) for part in parts]

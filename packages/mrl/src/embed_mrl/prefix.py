@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embed_core.losses.infonce import InfoNCE
-from embed_core.losses.search import fits
+from embed_core.losses.tiled_cross_entropy import fits
 from embed_core.types import Batch, LossOutput, Targets
 
 LEAST_SAVED = 64

@@ -10,7 +10,7 @@ from pydantic import Field, ValidationInfo, field_validator
 
 from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
-from embed_core.scratch import FROM_SCRATCH
+from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
 PYDOCS = "pydocs"

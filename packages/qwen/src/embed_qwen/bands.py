@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 from embed_core.datasets.dedup import shared_ids
 from embed_core.datasets.wrappers import ChangedRows, HasRows, with_rows
 from embed_core.errors import ConfigError, DataError
-from embed_core.identity import identity
+from embed_core.utils.hashing import identity
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext

@@ -8,13 +8,14 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from embed_core.checkpoints.source import model_directory, quiet_transformers
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError
-from embed_core.files import beside
+from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.models.from_scratch.byte_level import END_OF_TEXT, ending
+from embed_core.models.hub import model_directory
 from embed_core.protocols import Announce
-from embed_core.scratch import FROM_SCRATCH
-from embed_core.scratch.byte_level import END_OF_TEXT, ending
+from embed_core.utils.atomic import beside
+from embed_core.utils.logging import quiet_transformers
 from embed_qwen import swift
 from embed_qwen.model import Qwen3EmbeddingModel
 from embed_qwen.model_config import Qwen3EmbeddingConfig, Qwen3Shape
@@ -129,7 +130,7 @@ def _saved_instruction(directory: Path, announce: Announce) -> str:
 
 def _scratch_directory(config: Qwen3EmbeddingConfig, context: BuildContext) -> Path:
     """A directory of the cache with random weights and a tokenizer of the run's texts; made where it is not there."""
-    from embed_core.scratch.byte_level import byte_level_tokenizer
+    from embed_core.models.from_scratch.byte_level import byte_level_tokenizer
 
     longest = max(config.query_max_length, config.passage_max_length)
     dataset = context.dataset()
@@ -153,7 +154,7 @@ def _scratch_directory(config: Qwen3EmbeddingConfig, context: BuildContext) -> P
 def write_scratch(shape: Qwen3Shape, tokenizer: Any, seed: int, directory: Path, *, positions: int = POSITIONS) -> None:
     """A random Qwen3 of ``shape`` with the ids of ``tokenizer``, laid out as Qwen3-Embedding; the same for the same
     seed. Written beside ``directory`` first, so that a kill leaves no half of it."""
-    from embed_core.checkpoints.layout import write_tokenizer
+    from embed_core.export.layout import write_tokenizer
 
     temporary = beside(directory)
     temporary.mkdir(parents=True)
@@ -179,7 +180,7 @@ def random_decoder(shape: Qwen3Shape, tokenizer: Any, seed: int, positions: int)
     import torch
     from transformers import Qwen3Config, Qwen3Model
 
-    from embed_core.scratch.encoder import seeded
+    from embed_core.models.from_scratch.encoder import seeded
 
     config = Qwen3Config(
         vocab_size=len(tokenizer),

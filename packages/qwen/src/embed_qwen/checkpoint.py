@@ -9,10 +9,9 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from embed_core.card import RunCard
-from embed_core.checkpoints.layout import submodule_state, write_directory, write_json
-from embed_core.checkpoints.model_card import LOADERS, CardText, write_card
 from embed_core.errors import CheckpointError
+from embed_core.export.layout import submodule_state, write_directory, write_json
+from embed_core.export.model_card import LOADERS, CardText, RunCard, write_card
 from embed_core.protocols import Announce
 from embed_qwen.build import weight_files
 from embed_qwen.model import Qwen3EmbeddingModel

@@ -1,6 +1,6 @@
 """Qwen3-Embedding: a decoder, and the state of the last token as the vector (arXiv 2506.05176).
 
-Suffixes of :mod:`embed_core.types` and :mod:`embed_core.packing`.
+Suffixes of :mod:`embed_core.types` and :mod:`embed_core.text.varlen`.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.packing import chunk_tokens
-from embed_core.pooling import Pooling, at_least_float32
-from embed_core.prompts import Prompt
-from embed_core.text import TextTokenizer, TokenizesTexts
+from embed_core.text.pooling import Pooling, at_least_float32
+from embed_core.text.prompts import Prompt
+from embed_core.text.tokenizer import TextTokenizer, TokenizesTexts
+from embed_core.text.varlen import chunk_tokens
 from embed_core.types import Embeddings, Role, ScoreWeights
 from embed_qwen.model_config import Qwen3EmbeddingConfig
 from embed_qwen.prompts import QueryPrompt
@@ -49,7 +49,7 @@ class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
         self._text = TextTokenizer(tokenizer, limits, prompts, config.pad_to_multiple_of)
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **pack: Tensor) -> Embeddings:
-        """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.packing` →
+        """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.text.varlen` →
         dense [N,D] of unit length, fp32 or wider. Which of the two, and padding on either side, change nothing."""
         tokens = chunk_tokens(input_ids, attention_mask, **pack)
         dense_ND = at_least_float32(tokens.pool(tokens.states(self.encoder), self.pooling))

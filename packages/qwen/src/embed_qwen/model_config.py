@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Literal, Self
 from pydantic import Field, model_validator
 
 from embed_core.config.base import CheckpointConfig, ModelConfig, Section
-from embed_core.scratch import FROM_SCRATCH
+from embed_core.models.from_scratch import FROM_SCRATCH
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext

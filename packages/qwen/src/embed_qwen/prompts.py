@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from embed_core.prompts import Prompt
+from embed_core.text.prompts import Prompt
 
 QUERY_FORMAT = "Instruct: {}\nQuery:{}"
 """No space after the colon: with one, the tokens are others than those that the model was trained with."""

@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 
 from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
-from embed_core.scratch import FROM_SCRATCH
+from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_qwen.curriculum_config import StageConfig
 from embed_qwen.recipe_stages import (
     CURRICULUM_LEARNING_RATE,

@@ -74,7 +74,7 @@ def load(directory: Path, *, trust_remote_code: bool = False) -> Loaded:
     """The model and the tokenizer of a directory, in fp32 on the CPU. Raises CheckpointError, PluginError."""
     import torch
 
-    from embed_core.checkpoints.source import quiet_transformers
+    from embed_core.utils.logging import quiet_transformers
 
     imported, quiet = _imported("swift.model.register"), quiet_transformers("swift")
     with imported as register, quiet, _trusting(register, trust_remote_code):

@@ -10,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from embed_core.checkpoints.source import model_directory, quiet_transformers
 from embed_core.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
+from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
+from embed_core.models.from_scratch.unigram import unigram_tokenizer
+from embed_core.models.hub import model_directory
 from embed_core.protocols import Announce
-from embed_core.scratch import FROM_SCRATCH
-from embed_core.scratch.encoder import seeded, xlm_roberta
-from embed_core.scratch.tokenizer import unigram_tokenizer
+from embed_core.utils.logging import quiet_transformers
 from embed_sbert.config import SentenceTransformersModelConfig
 from embed_sbert.load_report import lacking
 from embed_sbert.model import SentenceTransformersModel
@@ -77,7 +78,7 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
 
 
 def directory_of(name: str, revision: str | None) -> Path:
-    """As :func:`embed_core.checkpoints.source.model_directory`, which asks for a transformers model; modules without
+    """As :func:`embed_core.models.hub.model_directory`, which asks for a transformers model; modules without
     one will do."""
     local = Path(name).expanduser()
     if (local / MODULES).is_file():

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.errors import CheckpointError
-from embed_core.packing import Packed
-from embed_core.pooling import at_least_float32
+from embed_core.text.pooling import at_least_float32
+from embed_core.text.varlen import Packed
 from embed_sbert.readers import MASK, PROMPT_LENGTHS
 
 EMBEDDING, TOKENS = "sentence_embedding", "token_embeddings"

@@ -9,11 +9,10 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from embed_core.card import RunCard
-from embed_core.checkpoints.layout import write_json, write_tokenizer
-from embed_core.checkpoints.model_card import LOADERS, CardText, write_card
-from embed_core.checkpoints.source import quiet_transformers
 from embed_core.errors import CheckpointError
+from embed_core.export.layout import write_json, write_tokenizer
+from embed_core.export.model_card import LOADERS, CardText, RunCard, write_card
+from embed_core.utils.logging import quiet_transformers
 from embed_sbert.build import LOGGER
 from embed_sbert.model import SentenceTransformersModel
 

@@ -7,8 +7,8 @@ from typing import TYPE_CHECKING, Literal
 from pydantic import Field
 
 from embed_core.config.base import CheckpointConfig, ModelConfig
-from embed_core.scratch import FROM_SCRATCH
-from embed_core.scratch.config import EncoderShape
+from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.models.from_scratch.config import EncoderShape
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext

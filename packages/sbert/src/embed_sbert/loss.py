@@ -79,7 +79,7 @@ def build_loss(config: SentenceTransformersLossConfig, context: BuildContext) ->
     """The loss of a run. Raises ConfigError for arguments that it refuses."""
     from sentence_transformers.sentence_transformer import losses
 
-    from embed_core.scratch.encoder import seeded
+    from embed_core.models.from_scratch.encoder import seeded
 
     kind: Any = getattr(losses, config.name, None)
     if kind is None:

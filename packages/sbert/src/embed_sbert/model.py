@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embed_core.lora.structure import Structure
-from embed_core.packing import Packed, chunk_tokens
+from embed_core.models.lora.structure import Structure
+from embed_core.text.varlen import Packed, chunk_tokens
 from embed_core.types import Embeddings, Encoded, Item, Role, ScoreWeights
 from embed_sbert.chain import can_be_packed, run, run_packed
 from embed_sbert.config import SentenceTransformersModelConfig

@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from embed_core.prompts import Prompt
-from embed_core.text import TextTokenizer
+from embed_core.text.prompts import Prompt
+from embed_core.text.tokenizer import TextTokenizer
 from embed_core.types import Encoded, Role
 
 _ONE_AT_A_TIME = threading.Lock()

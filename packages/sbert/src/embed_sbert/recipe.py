@@ -10,7 +10,7 @@ from pydantic import Field, model_validator
 from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
 from embed_core.config.run import TrainConfig
-from embed_core.scratch import FROM_SCRATCH
+from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_sbert.sections import PYDOCS, DataKeys, DeviceKeys, HubKeys, OptimKeys, OutputKeys, TrainKeys
 
 

@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from typing import Any
 
 from embed_core.errors import CheckpointError
-from embed_core.prompts import Prompt
-from embed_core.text import TextTokenizer
+from embed_core.text.prompts import Prompt
+from embed_core.text.tokenizer import TextTokenizer
 from embed_core.types import Role
 from embed_sbert.model import Route
 from embed_sbert.readers import IDS, MASK, TASKS, BagReader, BulkReader, ModuleReader, Reader

@@ -71,7 +71,7 @@ class TrainConfig(Section):
 
 class EngineConfig(Section):
     """How the loop runs on the hardware. Nothing here changes the mathematics. What is `auto` is chosen when a run
-    starts (`embed_core.engine.choose`), announced, and written to its `config.yaml` as it was given."""
+    starts (`embed_core.acceleration.auto`), announced, and written to its `config.yaml` as it was given."""
 
     zero_stage: Literal[0, 1, 2, 3] = 0
     """DeepSpeed ZeRO: 0 replicates, 1 shards optimizer state, 2 gradients too, 3 weights too."""
@@ -106,6 +106,20 @@ class EngineConfig(Section):
     def _yaml_words(cls, value: Any) -> Any:
         """YAML reads a bare on and off as true and false."""
         return {True: "on", False: "off"}[value] if isinstance(value, bool) else value
+
+    @property
+    def effective_stage(self) -> int:
+        """The ZeRO stage that runs: DeepSpeed's stage 0 has no fp32 master weights in half precision; its stage 1 has,
+        with the same arithmetic."""
+        return 1 if self.precision in ("bf16-weights", "fp16") and self.zero_stage == 0 else self.zero_stage
+
+    def needs_equal_chunks(self, world_size: int) -> bool:
+        """Whether all ranks must run the same number of forwards and backwards.
+
+        Under ZeRO-3 a forward is a collective, and under ZeRO-2 a backward, of which the cached strategy has one per
+        chunk.
+        """
+        return world_size > 1 and self.effective_stage >= 2
 
     @property
     def chunk_tokens(self) -> int:

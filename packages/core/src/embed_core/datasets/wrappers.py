@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from embed_core.datasets.dedup import blocks_of
 from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.errors import ConfigError
-from embed_core.protocols import CompletesExamples, Dataset, Loss
+from embed_core.protocols import CompletesExamples, Dataset, Loss, provides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -127,7 +127,7 @@ class ChangedRows(ABC):
 
     def complete(self, examples: Sequence[Example]) -> list[Example]:
         """As ``inner`` completes them (:class:`embed_core.protocols.CompletesExamples`)."""
-        return self.inner.complete(examples) if isinstance(self.inner, CompletesExamples) else list(examples)
+        return self.inner.complete(examples) if provides(self.inner, CompletesExamples) else list(examples)
 
     def identities(self, row: int) -> Iterable[bytes]:
         """``inner``'s."""

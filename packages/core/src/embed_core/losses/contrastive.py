@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embed_core.losses.known import KnownPositives
+from embed_core.losses.false_negatives import KnownPositives
 
 if TYPE_CHECKING:
     from embed_core.losses.config import MaskConfig

@@ -8,8 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.losses import contrastive
-from embed_core.losses.known import KnownPositives
-from embed_core.losses.search import Found, Search, fits, search
+from embed_core.losses.false_negatives import KnownPositives
+from embed_core.losses.tiled_cross_entropy import Found, Search, fits, search
 from embed_core.scoring.need import missing
 from embed_core.types import LossOutput
 
@@ -23,7 +23,8 @@ class InfoNCE(nn.Module):
 
     ``s`` is the dot product, b⁺ the first passage of row b's group. Groups may differ in size and have no negatives.
     ``symmetric`` averages it with the same over ``s[b',b⁺]``, the queries b' competing for each positive.
-    Memory is O((B + P)·D): large tables of similarities are computed in tiles, twice (:mod:`embed_core.losses.search`).
+    Memory is O((B + P)·D): large tables of similarities are computed in tiles, twice
+    (:mod:`embed_core.losses.tiled_cross_entropy`).
     On several ranks each computes the rows it drew.
     Metrics: ``loss``; ``accuracy``, the share of queries that rank their positive first; ``masked``, the share of
     candidate negatives left out as false ones.

@@ -6,7 +6,7 @@ from array import array
 from typing import TYPE_CHECKING
 
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
+from embed_core.samplers.epoch import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
     import numpy as np

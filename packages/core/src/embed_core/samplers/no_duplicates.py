@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from embed_core.datasets.dedup import SharedIds, shared_ids
 from embed_core.datasets.wrappers import identity_blocks
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
+from embed_core.samplers.epoch import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
     import numpy as np

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embed_core.samplers.epochs import EpochSampler, check_batch_size, row_type
+from embed_core.samplers.epoch import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
     import numpy as np

@@ -6,7 +6,7 @@ Cut the passages with :func:`embed_core.embeddings.slice_rows` to search a corpu
 
 from embed_core.scoring.combine import combine, combined_scores, kind_scores
 from embed_core.scoring.dense import dense_scores
-from embed_core.scoring.multi import multi_vector_scores
+from embed_core.scoring.multi_vector import multi_vector_scores
 from embed_core.scoring.sparse import sparse_scores
 
 __all__ = ["combine", "combined_scores", "dense_scores", "kind_scores", "multi_vector_scores", "sparse_scores"]

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from embed_core.errors import ConfigError, did_you_mean
 from embed_core.scoring.dense import dense_scores
-from embed_core.scoring.multi import multi_vector_scores
+from embed_core.scoring.multi_vector import multi_vector_scores
 from embed_core.scoring.sparse import sparse_scores
 
 if TYPE_CHECKING:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from embed_core.card import RunCard
+from embed_core.export.model_card import RunCard
 from embed_core.protocols import Checkpointer, Model
 from embed_core.testing.models import assert_same_text, encode, text_vectors
 from embed_core.types import Item, Role

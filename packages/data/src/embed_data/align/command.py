@@ -103,9 +103,9 @@ def execute(request: AlignRequest, nproc: int, context: typer.Context) -> None:
 
 def _run(request: AlignRequest) -> None:
     from embed_cli.launch import RANK_LOST
-    from embed_core.engine.ranks import is_lost_rank, join, leave
+    from embed_core.distributed.process_group import is_lost_rank, join, leave
     from embed_data.align.session import run
-    from embed_data.mining.progress import Progress
+    from embed_data.mining.output.progress import Progress
 
     ranks = join()
     first = ranks.rank == 0
@@ -125,7 +125,7 @@ def _run(request: AlignRequest) -> None:
 
 def summary(request: AlignRequest, report: Mapping[str, int]) -> Iterator[str]:
     """The last screen: histograms and tables, then what was written and what was not."""
-    from embed_data.align.report import lines
+    from embed_data.align.output.report import lines
 
     yield from lines(report)
     yield ""

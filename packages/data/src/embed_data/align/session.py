@@ -7,21 +7,21 @@ from typing import TYPE_CHECKING, Any
 from embed_core.datasets.sources import beir
 from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import CheckpointError, DataError
-from embed_data.align import prompts as wording
-from embed_data.align.chunking import token_offsets
-from embed_data.align.corpus import ChunkedCorpus, build_corpus
-from embed_data.align.scoring import LanguageScores, ParameterScores, score_rows, work
-from embed_data.align.store import WORK, Stage
-from embed_data.align.writing import write_outputs
+from embed_data.align.output.writing import write_outputs
+from embed_data.align.score import prompts as wording
+from embed_data.align.score.scoring import LanguageScores, ParameterScores, score_rows, work
+from embed_data.align.source.chunking import token_offsets
+from embed_data.align.source.corpus import ChunkedCorpus, build_corpus
+from embed_data.align.source.store import WORK, Stage
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from embed_core.engine.ranks import Ranks
+    from embed_core.distributed.process_group import Ranks
     from embed_core.protocols import Announce
-    from embed_data.align.logprobs import LogProbs
     from embed_data.align.request import AlignRequest
-    from embed_data.mining.progress import Progress
+    from embed_data.align.score.logprobs import LogProbs
+    from embed_data.mining.output.progress import Progress
 
 VERSION = 1
 """Of chunking and scoring: raise it when the same request gives other numbers."""
@@ -66,11 +66,11 @@ def _language_stage(
 ) -> Stage:
     model: LogProbs
     if request.lm.url is not None:
-        from embed_data.align.server_logprobs import ServerLogProbs
+        from embed_data.align.score.server_logprobs import ServerLogProbs
 
         model = ServerLogProbs(request.lm, tokenizer)
     else:
-        from embed_data.align.logprobs import LocalLogProbs
+        from embed_data.align.score.logprobs import LocalLogProbs
 
         model = LocalLogProbs(request.lm, tokenizer, ranks.device, announce)
     plan = {
@@ -86,7 +86,7 @@ def _language_stage(
 def _parameter_stage(
     request: AlignRequest, corpus: ChunkedCorpus, chunks: Stage, ranks: Ranks, announce: Announce, progress: Progress
 ) -> Stage:
-    from embed_data.mining.model import TextEncoder, resolve_model
+    from embed_data.mining.rank.model import TextEncoder, resolve_model
 
     encoder = TextEncoder(resolve_model(request.retriever), ranks, request.way, announce)
     plan = {"chunks": chunks.digest, "model": encoder.digest, "way": encoder.way, "version": VERSION}
@@ -121,7 +121,7 @@ def _tokenizer(request: AlignRequest) -> Any:
         return None
     from pathlib import Path
 
-    from embed_core.checkpoints.source import load_tokenizer, model_directory
+    from embed_core.models.hub import load_tokenizer, model_directory
 
     # A folder with nothing but a tokenizer will do.
     directory = Path(name).expanduser()

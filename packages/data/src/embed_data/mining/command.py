@@ -121,8 +121,8 @@ def execute(request: MiningRequest, nproc: int, arguments: Sequence[str]) -> Non
 def _check_before_torch(request: MiningRequest) -> None:
     """What can be told at once, before ranks start and import it."""
     from embed_data.formats.detect import existing
-    from embed_data.mining.model import resolve_model
-    from embed_data.mining.work import check_output
+    from embed_data.mining.output.work import check_output
+    from embed_data.mining.rank.model import resolve_model
 
     for path in filter(None, (request.output, request.masked_data)):
         check_output(path, overwrite=request.overwrite)
@@ -135,9 +135,9 @@ def _check_before_torch(request: MiningRequest) -> None:
 
 def _run(request: MiningRequest) -> None:
     from embed_cli.launch import RANK_LOST
-    from embed_core.engine.ranks import Ranks, environment, is_lost_rank, join, leave
-    from embed_data.mining.progress import Progress
-    from embed_data.mining.report import lines
+    from embed_core.distributed.process_group import Ranks, environment, is_lost_rank, join, leave
+    from embed_data.mining.output.progress import Progress
+    from embed_data.mining.output.report import lines
     from embed_data.mining.session import run
 
     # BM25 on one rank is over before torch is imported.

@@ -6,20 +6,20 @@ from dataclasses import fields
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from embed_core.errors import DataError
-from embed_data.mining.audit import AuditBlocks
-from embed_data.mining.collection import Collection, CorpusFile
-from embed_data.mining.miner import MiningBlocks
-from embed_data.mining.rows import Rows, open_rows
-from embed_data.mining.screen import Screen
-from embed_data.mining.work import Work, check_output
+from embed_data.mining.corpus.collection import Collection, CorpusFile
+from embed_data.mining.corpus.rows import Rows, open_rows
+from embed_data.mining.output.work import Work, check_output
+from embed_data.mining.select.audit import AuditBlocks
+from embed_data.mining.select.miner import MiningBlocks
+from embed_data.mining.select.screen import Screen
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
     from pathlib import Path
 
-    from embed_core.engine.ranks import Ranks
+    from embed_core.distributed.process_group import Ranks
     from embed_core.protocols import Announce
-    from embed_data.mining.progress import Progress
+    from embed_data.mining.output.progress import Progress
     from embed_data.mining.request import MiningRequest
 
 T = TypeVar("T")
@@ -46,7 +46,7 @@ def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Prog
     collection = Collection(rows, corpus, texts_of_rows=request.audit)
     _check_size(request, collection, len(rows))
     announce(f"{'auditing' if request.audit else 'mining'} {len(rows):,} rows, {collection.minable:,} documents")
-    from embed_data.mining.judges import Judges
+    from embed_data.mining.rank.judges import Judges
 
     judges = Judges(request, rows, collection, ranks, announce)
     work = Work(request.output, _plan(request, rows, collection, judges.digests))

@@ -47,7 +47,7 @@ def draw(available: int, wanted: int, *, duplicates: bool, seed: int, name: str)
     """
     import numpy as np
 
-    from embed_core.samplers.epochs import row_type
+    from embed_core.samplers.epoch import row_type
 
     kind = row_type(available)
     stream = int.from_bytes(blake2b(name.encode(), digest_size=8).digest(), "little")

@@ -13,7 +13,7 @@ from embed_core.datasets.sampling import DrawOptions
 from embed_core.datasets.split import text_id
 from embed_core.datasets.wrappers import identity_blocks
 from embed_core.errors import ConfigError
-from embed_core.samplers.epochs import row_type
+from embed_core.samplers.epoch import row_type
 from embed_data.formats.open import open_sources
 from embed_data.mix.allocate import allocate, draw, shares
 from embed_data.mix.dataset import MixDataset, Part

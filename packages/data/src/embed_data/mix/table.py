@@ -104,7 +104,7 @@ def _notes(config: MixConfig, opened: Sequence[Opened]) -> list[str]:
 def _tokenizer(name: str | None) -> Any:
     if name is None:
         return None
-    from embed_core.checkpoints.source import load_tokenizer, model_directory
+    from embed_core.models.hub import load_tokenizer, model_directory
 
     return load_tokenizer(model_directory(name)).backend_tokenizer
 

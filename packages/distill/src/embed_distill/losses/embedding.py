@@ -12,7 +12,7 @@ from embed_distill.losses.teacher import count, fitted, own_texts
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_distill.losses_config import EmbeddingMatchConfig
+    from embed_distill.losses.config import EmbeddingMatchConfig
 
 
 class EmbeddingMatch(nn.Module):

@@ -13,7 +13,7 @@ from embed_distill.losses.teacher import dense_of, own_rows
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_distill.losses_config import MarginMSEConfig
+    from embed_distill.losses.config import MarginMSEConfig
 
 
 class MarginMSE(nn.Module):

@@ -10,13 +10,13 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embed_core.errors import DataError
-from embed_core.losses.teacher import grid
+from embed_core.losses.score_distillation import grid
 from embed_core.types import TeacherVectors
 from embed_distill.losses.teacher import dense_of, own_passages, own_rows, teacher_of
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_distill.losses_config import RankingConfig
+    from embed_distill.losses.config import RankingConfig
 
 
 class Groups(NamedTuple):

@@ -13,7 +13,7 @@ from embed_distill.losses.teacher import own_passages, own_rows, texts
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_distill.losses_config import TeacherSimilarityConfig
+    from embed_distill.losses.config import TeacherSimilarityConfig
 
 
 class TeacherSimilarity(nn.Module):

@@ -14,7 +14,7 @@ from embed_distill.losses.teacher import dense_of
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_distill.losses_config import SpreadOutConfig
+    from embed_distill.losses.config import SpreadOutConfig
 
 
 class SpreadOut(nn.Module):

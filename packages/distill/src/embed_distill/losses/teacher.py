@@ -15,7 +15,7 @@ from embed_core.types import TeacherVectors
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_distill.losses_config import TextsOf
+    from embed_distill.losses.config import TextsOf
 
 
 class Texts(NamedTuple):

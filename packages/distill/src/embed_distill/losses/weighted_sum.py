@@ -14,7 +14,7 @@ from embed_core.types import Batch, LossOutput
 
 if TYPE_CHECKING:
     from embed_core.types import Targets
-    from embed_distill.losses_config import WeightedSumConfig
+    from embed_distill.losses.config import WeightedSumConfig
 
 
 class WeightedSum(nn.Module):

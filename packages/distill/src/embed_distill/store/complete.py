@@ -6,7 +6,7 @@ import json
 from hashlib import blake2b
 from pathlib import Path
 
-from embed_core.files import replacing
+from embed_core.utils.atomic import replacing
 
 SUFFIX = ".complete.json"
 

@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.files import replacing
+from embed_core.utils.atomic import replacing
 from embed_distill.store.codec import CODES, checksums, decoded, record_type
 from embed_distill.store.keys import sorted_once
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embed_core.errors import DataError
-from embed_core.files import replacing
+from embed_core.utils.atomic import replacing
 from embed_distill.store.codec import decoded, encoded
 from embed_distill.store.compact import MANY_WHILE_RUNNING, compact
 from embed_distill.store.segment import SUFFIX, DamagedError, Segment, write_segment

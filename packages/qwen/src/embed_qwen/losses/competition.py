@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from embed_core.losses import contrastive, search
-from embed_core.losses.search import FalseMask
+from embed_core.losses import contrastive, tiled_cross_entropy
+from embed_core.losses.tiled_cross_entropy import FalseMask
 
 
 class Rivals(NamedTuple):
@@ -43,7 +43,7 @@ class Field(NamedTuple):
 
 def rivals(field: Field, temperature: float) -> Rivals:
     """Over a whole table or its tiles, whichever memory allows."""
-    if search.fits(field.rows_ND, field.columns_MD):
+    if tiled_cross_entropy.fits(field.rows_ND, field.columns_MD):
         return Rivals(*_among(field.rows_ND, field.columns_MD, field, slice(0, field.rows_ND.shape[0]), temperature))
     height = max(1, _tile_elements(field.rows_ND) // field.columns_MD.shape[0])
     slices = [slice(n, min(n + height, field.rows_ND.shape[0])) for n in range(0, field.rows_ND.shape[0], height)]
@@ -93,5 +93,5 @@ def _among(
 
 
 def _tile_elements(like: Tensor) -> int:
-    budget = search.TILE_BYTES if like.device.type == "cpu" else search.ACCELERATOR_TILE_BYTES
+    budget = tiled_cross_entropy.TILE_BYTES if like.device.type == "cpu" else tiled_cross_entropy.ACCELERATOR_TILE_BYTES
     return max(1, budget // int(like.element_size()))

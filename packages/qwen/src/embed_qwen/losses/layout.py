@@ -11,8 +11,8 @@ import torch
 from torch import Tensor
 
 from embed_core.losses import contrastive
-from embed_core.pooling import at_least_float32
 from embed_core.scoring.need import missing
+from embed_core.text.pooling import at_least_float32
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.losses import contrastive
-from embed_core.losses.known import KnownPositives
+from embed_core.losses.false_negatives import KnownPositives
 from embed_core.types import LossOutput
 from embed_qwen.losses import layout
 from embed_qwen.losses.competition import Field, Rivals, in_groups, rivals, together

@@ -15,7 +15,7 @@ from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_vision.losses_config import ClipLossConfig
+    from embed_vision.losses.config import ClipLossConfig
 
 
 class ClipLoss(nn.Module):

@@ -9,13 +9,13 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embed_core.losses.contrastive import known_positives, rows_of
-from embed_core.losses.known import KnownPositives
+from embed_core.losses.false_negatives import KnownPositives
 from embed_core.scoring.need import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_vision.losses_config import CoSENTLossConfig
+    from embed_vision.losses.config import CoSENTLossConfig
 
 
 class Pairs(NamedTuple):

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from embed_core.losses.known import KnownPositives
-from embed_core.losses.search import ACCELERATOR_TILE_BYTES, TILE_BYTES
+from embed_core.losses.false_negatives import KnownPositives
+from embed_core.losses.tiled_cross_entropy import ACCELERATOR_TILE_BYTES, TILE_BYTES
 from embed_core.scoring.need import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_vision.losses_config import SiglipLossConfig
+    from embed_vision.losses.config import SiglipLossConfig
 
 
 class SiglipLoss(nn.Module):

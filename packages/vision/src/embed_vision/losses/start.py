@@ -11,7 +11,7 @@ from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from embed_core.protocols import Model
-    from embed_vision.losses_config import ClipLossConfig, SiglipLossConfig
+    from embed_vision.losses.config import ClipLossConfig, SiglipLossConfig
 
 CLIP_TEMPERATURE = 0.07
 SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0

@@ -9,14 +9,14 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embed_core.losses.contrastive import rows_of
-from embed_core.losses.known import KnownPositives
-from embed_core.losses.search import fits
+from embed_core.losses.false_negatives import KnownPositives
+from embed_core.losses.tiled_cross_entropy import fits
 from embed_core.scoring.need import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
     from embed_core.types import Batch, Targets
-    from embed_vision.losses_config import TripletLossConfig
+    from embed_vision.losses.config import TripletLossConfig
 
 NONE = -1
 """In place of a column, where there is none."""

@@ -14,13 +14,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 
 from embed_core.errors import DataError
-from embed_vision.checking import CheckOptions
-from embed_vision.dataset import DrawOptions, ImageTextDataset, retrieval_set
+from embed_vision.datasets.checking import CheckOptions
+from embed_vision.datasets.dataset import DrawOptions, ImageTextDataset, retrieval_set
+from embed_vision.datasets.rows import Mode, RowOptions, parse_row
+from embed_vision.datasets.tables import open_table
 from embed_vision.pictures.fonts import best_font
 from embed_vision.pictures.plan import SEED, Scene, Sizes, plan
 from embed_vision.pictures.render import SHAPES, ShapePen, SymbolPen, png
-from embed_vision.rows import Mode, RowOptions, parse_row
-from embed_vision.tables import open_table
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext

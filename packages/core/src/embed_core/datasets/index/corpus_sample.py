@@ -38,8 +38,8 @@ class TrainingTexts:
     def sample(self, max_characters: int) -> tuple[list[str], str]:
         """The texts with the smallest hashes, up to ``max_characters`` in all, and a digest of all the texts.
 
-        The same that going through all of them would find (:mod:`embed_core.scratch.tokenizer`), from the hashes that
-        were made when the rows were validated. At least one text, where one is not blank.
+        The same that going through all of them would find (:mod:`embed_core.models.from_scratch.unigram`), from the
+        hashes that were made when the rows were validated. At least one text, where one is not blank.
         """
         candidates, kept = CANDIDATES, _Sample(max_characters)
         while True:

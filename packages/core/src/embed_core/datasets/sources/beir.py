@@ -116,7 +116,7 @@ class BeirRows(RowSource):
     """The judged queries of a BEIR folder: relevant documents are positives, those judged 0 or less hard negatives.
 
     Document ids are the passages' external ids. Queries without a relevant document give no row.
-    Raises DataError like :func:`embed_core.datasets.sources.read_beir`.
+    Raises DataError like :func:`embed_core.datasets.sources.base.read_beir`.
     """
 
     def __init__(self, folder: Path, split: str | None, cache: Path | None = None) -> None:

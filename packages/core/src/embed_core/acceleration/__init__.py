@@ -1,0 +1,1 @@
+"""What makes a model faster here: attention, varlen, dropout, compile, activation checkpointing."""

@@ -1,0 +1,1 @@
+"""`embed plan`: memory, speed and time of a run before it starts."""

@@ -1,0 +1,1 @@
+"""`embed prove`: one batch's loss and gradient, computed in every way the loop has."""

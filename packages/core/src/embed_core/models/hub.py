@@ -1,0 +1,114 @@
+"""Find and read a model directory: local, or from the model hub. Every failure is one line with a way out."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from embed_core.errors import CheckpointError, did_you_mean
+from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.utils.logging import quiet_transformers
+
+WEIGHT_FILES = (
+    "model.safetensors",
+    "model.safetensors.index.json",
+    "pytorch_model.bin",
+    "pytorch_model.bin.index.json",
+)
+_NOT_FETCHED = ("onnx/*", "openvino/*", "imgs/*", "*.msgpack", "*.h5", "*.ot")
+"""Exports for other runtimes: gigabytes that nothing here reads."""
+
+
+def model_directory(name_or_path: str, revision: str | None = None) -> Path:
+    """The directory of a model: ``name_or_path`` itself, or its snapshot from the hub, with config and weights in it.
+
+    Raises CheckpointError where it does not exist, cannot be fetched, or has no config or no weights.
+    """
+    path = Path(name_or_path).expanduser()
+    if path.is_dir():
+        _check_contents(path)
+        return path
+    if path.exists():
+        raise CheckpointError(f"model {name_or_path!r} is a file: give the directory that holds config.json")
+    if _is_path(name_or_path):
+        siblings = [other.name for other in path.parent.iterdir() if other.is_dir()] if path.parent.is_dir() else []
+        hint = did_you_mean(path.name, siblings) if siblings else f"{path.parent} does not exist either"
+        raise CheckpointError(f"model directory {name_or_path!r} does not exist: {hint}")
+    return _fetched(name_or_path, revision)
+
+
+def _is_path(name: str) -> bool:
+    return name.startswith(("/", ".", "~")) or name.endswith("/") or name.count("/") > 1
+
+
+def _fetched(name: str, revision: str | None) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        with quiet_transformers():
+            path = Path(snapshot_download(name, revision=revision, ignore_patterns=list(_NOT_FETCHED)))
+    except Exception as error:  # offline, no such repository or revision, no access: httpx, OSError and ValueError
+        close = f" ({did_you_mean(name, [FROM_SCRATCH])})" if "did you" in did_you_mean(name, [FROM_SCRATCH]) else ""
+        at = f" at revision {revision!r}" if revision else ""
+        raise CheckpointError(
+            f"model {name!r}{at} is no directory here and cannot be fetched from the model hub"
+            f"{close} [{_reason(error)}]: give a local model directory, or {FROM_SCRATCH!r}"
+        ) from error
+    _check_contents(path)
+    return path
+
+
+def _check_contents(path: Path) -> None:
+    if not (path / "config.json").is_file():
+        raise CheckpointError(f"model directory {str(path)!r} has no config.json: it is no transformers model")
+    if not any((path / name).is_file() for name in WEIGHT_FILES):
+        raise CheckpointError(
+            f"model directory {str(path)!r} has no weights: none of {', '.join(WEIGHT_FILES)} is there; "
+            "copy the model's weights into it or name another directory"
+        )
+
+
+def load_encoder(directory: Path, *, trust_remote_code: bool = False, seed: int = 0) -> Any:
+    """The bare encoder in fp32, in training mode.
+
+    A pooler that the checkpoint lacks is drawn from ``seed`` (nothing here reads it); any other missing weight raises
+    CheckpointError instead of being silently random.
+    """
+    import torch
+    from transformers import AutoModel
+
+    from embed_core.models.from_scratch.encoder import seeded
+
+    try:
+        with seeded(seed), quiet_transformers():
+            encoder, report = AutoModel.from_pretrained(
+                directory, dtype=torch.float32, trust_remote_code=trust_remote_code, output_loading_info=True
+            )
+    except Exception as error:  # OSError, ValueError, SafetensorError, UnpicklingError, KeyError …
+        raise CheckpointError(f"model directory {str(directory)!r} cannot be loaded: {_reason(error)}") from error
+    missing = sorted(key for key in report["missing_keys"] if not key.startswith("pooler."))
+    if missing:
+        raise CheckpointError(
+            f"model directory {str(directory)!r} lacks {len(missing)} weights of {type(encoder).__name__}, "
+            f"{missing[0]!r} first: its config.json and its weights do not belong together"
+        )
+    return encoder.train()
+
+
+def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
+    """The tokenizer saved in a model directory. Raises CheckpointError."""
+    from transformers import AutoTokenizer
+
+    if not any((directory / name).is_file() for name in ("tokenizer.json", "sentencepiece.bpe.model", "vocab.txt")):
+        raise CheckpointError(f"model directory {str(directory)!r} has no tokenizer: copy its tokenizer.json into it")
+    try:
+        return AutoTokenizer.from_pretrained(directory, trust_remote_code=trust_remote_code)
+    except Exception as error:
+        reason = _reason(error)
+        raise CheckpointError(f"the tokenizer in {str(directory)!r} cannot be loaded: {reason}") from error
+
+
+def _reason(error: BaseException) -> str:
+    """Kind and first sentence of an error; transformers' go on for paragraphs."""
+    text = " ".join(str(error).split())
+    return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"

@@ -1,0 +1,1 @@
+"""Observers of a run: metrics.jsonl, trackers and progress lines."""

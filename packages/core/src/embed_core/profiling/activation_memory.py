@@ -1,0 +1,220 @@
+"""What a forward and backward of a chunk hold, measured on the model itself.
+
+On CPUs every operation of a tiny chunk is watched. The bytes that are alive after it are c + n·(p·L + q·L²) for n texts
+of L tokens, with other numbers c, p and q for each operation, and three chunks determine them. The largest over the
+operations is the peak of any other chunk, which never has to run: so a chunk of a large GPU can be measured on a small
+machine. On GPUs chunks of the real size run, and the allocator is asked.
+"""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+from torch.multiprocessing.reductions import StorageWeakRef
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from embed_core.batch.chunks import Cutting
+from embed_core.embeddings import values
+from embed_core.hardware.oom import is_out_of_memory
+from embed_core.types import Encoded
+from embed_core.zero.engine import Trainable
+
+Bytes = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class Trace:
+    """Bytes alive after each operation of a forward and a backward, over those alive before."""
+
+    alive: Bytes
+    after_forward: int
+    """Index of the forward's last operation: what it holds then, the backward needs."""
+
+    @property
+    def kept(self) -> float:
+        """Bytes that the forward leaves for the backward."""
+        return float(self.alive[self.after_forward])
+
+    @property
+    def peak(self) -> float:
+        """Bytes at most."""
+        return float(self.alive.max())
+
+
+class _Watch(TorchDispatchMode):
+    """Notes the bytes of all storages that came up since it started and are still alive."""
+
+    def __init__(self, known: Sequence[Tensor]) -> None:
+        super().__init__()
+        self._known = {value.untyped_storage()._cdata for value in known}
+        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
+        self.alive: list[int] = []
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        torch.utils._pytree.tree_map_only(Tensor, self._note, result)
+        self._alive = {key: pair for key, pair in self._alive.items() if not pair[0].expired()}
+        self.alive.append(sum(size for _, size in self._alive.values()))
+        return result
+
+    def _note(self, value: Tensor) -> None:
+        storage = value.untyped_storage()
+        if storage._cdata not in self._known and storage._cdata not in self._alive:
+            self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
+
+
+def watched(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], *, backward: bool = True) -> Trace:
+    """Trace of ``forward`` (which returns the tensors whose gradient is taken) and its backward, on CPU.
+
+    ``known`` are tensors that were there before. Gradients of leaves should be: where they have none they count.
+    """
+    watch = _Watch(known)
+    with watch:
+        outputs = list(forward())
+        after_forward = len(watch.alive) - 1
+        if backward:
+            torch.autograd.backward(outputs, [torch.ones_like(value) for value in outputs])
+    return Trace(np.array(watch.alive, dtype=np.float64), after_forward)
+
+
+def allocated(forward: Callable[[], Sequence[Tensor]], device: str) -> Trace:
+    """The same on a GPU, by its allocator: what is kept after the forward, and the peak."""
+    torch.cuda.synchronize(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    before = torch.cuda.memory_allocated(device)
+    outputs = list(forward())
+    kept = torch.cuda.memory_allocated(device) - before
+    torch.autograd.backward(outputs, [torch.ones_like(value) for value in outputs])
+    torch.cuda.synchronize(device)
+    return Trace(np.array([kept, torch.cuda.max_memory_allocated(device) - before], dtype=np.float64), 0)
+
+
+Sample = tuple[int, int, Trace]
+"""Texts of a chunk, tokens that they are padded to, and what was traced."""
+
+
+@dataclass(frozen=True, slots=True)
+class ActivationFit:
+    """Bytes of a chunk of n texts of L tokens at every traced operation: c + n·(p·L + q·L²)."""
+
+    coefficients: Bytes
+    """c, p and q, by operation."""
+    after_forward: int
+
+    @property
+    def kept_once(self) -> float:
+        """Bytes that the forward of a chunk keeps whatever its size, and further chunks share: converted weights."""
+        return float(max(0.0, self.coefficients[0][self.after_forward]))
+
+    def trace(self, texts: int, length: float) -> Trace:
+        """Of a chunk of ``texts`` padded to ``length`` tokens."""
+        alive = np.array([1.0, texts * length, texts * length**2]) @ self.coefficients
+        return Trace(np.maximum(alive, 0.0), self.after_forward)
+
+
+def fit(samples: Sequence[Sample]) -> ActivationFit:
+    """By least squares from samples of several numbers of texts (two at least: some operations are left out for a
+    single one) and, where the model's items differ in length, of several lengths."""
+    traces = [trace for _, _, trace in samples]
+    alive, after = [trace.alive for trace in traces], traces[0].after_forward
+    if len({(trace.after_forward, len(trace.alive)) for trace in traces}) > 1:
+        # The operations depend on the data: only the forward's end and the peak can be compared.
+        alive, after = [np.array([trace.kept, trace.peak]) for trace in traces], 0
+    known = np.array([[1.0, texts * length, texts * length**2] for texts, length, _ in samples])
+    # Without different lengths a text's bytes are taken to grow with its length.
+    columns = 3 if len({length for _, length, _ in samples}) > 1 else 2
+    scale = known[:, :columns].max(axis=0)
+    found = np.linalg.lstsq(known[:, :columns] / scale, np.stack(alive), rcond=None)[0] / scale[:, None]
+    coefficients = np.zeros((3, len(alive[0])))
+    coefficients[:columns] = found
+    return ActivationFit(coefficients, after)
+
+
+class ChunkProbe:
+    """Runs chunks of a model forward and backward on ``device`` as the loop does.
+
+    Every trainable parameter is given a gradient first: it is the training state's, not the chunk's.
+    """
+
+    def __init__(self, module: Trainable, device: str) -> None:
+        self.module, self.device = module, device
+        self.model: Any = module.model
+        for parameter in module.parameters():
+            if parameter.requires_grad:
+                parameter.grad = torch.zeros_like(parameter)
+
+    def padded(self, length: int) -> int:
+        """What ``length`` tokens are padded to in a chunk of such texts."""
+        multiple = Cutting.of(self.model, length).multiple
+        return -(-length // multiple) * multiple
+
+    def trace(self, encoded: Sequence[Encoded]) -> Trace:
+        """Of one chunk."""
+        inputs = self._inputs(encoded)
+        if self.device != "cpu":
+            return allocated(lambda: self._forward(inputs), self.device)
+        gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
+        known = [*self.model.parameters(), *self.model.buffers(), *gradients, *inputs.values()]
+        return watched(lambda: self._forward(inputs), known)
+
+    def run(self, encoded: Sequence[Encoded]) -> None:
+        """Forward and backward of one chunk."""
+        outputs = list(self._forward(self._inputs(encoded)))
+        torch.autograd.backward(outputs, [torch.ones_like(value) for value in outputs])
+        self.wait()
+
+    def run_forward(self, encoded: Sequence[Encoded]) -> None:
+        """A forward without a graph: the first of the two that the cached strategy makes."""
+        with torch.no_grad():
+            self._forward(self._inputs(encoded))
+        self.wait()
+
+    def fits(self, encoded: Sequence[Encoded]) -> bool:
+        """Whether a chunk runs in the memory there is."""
+        try:
+            self.run(encoded)
+        except Exception as error:
+            if not is_out_of_memory(error):
+                raise
+        else:
+            return True
+        gc.collect()  # the error's frames held the chunk's tensors
+        if self.device != "cpu":
+            torch.cuda.empty_cache()
+        return False
+
+    def wait(self) -> None:
+        """Until the device is done."""
+        if self.device != "cpu":
+            torch.cuda.synchronize(self.device)
+
+    def _inputs(self, encoded: Sequence[Encoded]) -> Mapping[str, Tensor]:
+        return {name: value.to(self.device) for name, value in self.model.collate(encoded).items()}
+
+    def _forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
+        with self.module.together():
+            embeddings = self.module(**inputs)
+        # A kind that no trained parameter reaches has no graph.
+        return [value for value in values(embeddings) if value.requires_grad]
+
+
+def largest(fits: Callable[[int], bool], limit: int) -> int:
+    """The largest n up to ``limit`` for which ``fits(n)``, 0 where none does: doubled until it does not, then bisected.
+
+    ``fits`` is true up to some number and false from there on.
+    """
+    good, bad = 0, 1
+    while bad <= limit and fits(bad):
+        good, bad = bad, 2 * bad
+    bad = min(bad, limit + 1)
+    while bad - good > 1:
+        middle = (good + bad) // 2
+        good, bad = (middle, bad) if fits(middle) else (good, middle)
+    return good

@@ -1,0 +1,1 @@
+"""One run: the loop, the step, its strategies, training states, phases and the output directory."""

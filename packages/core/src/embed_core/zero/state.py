@@ -1,0 +1,62 @@
+"""Full gradients and weights of an engine, at every ZeRO stage: what exports, checks and the loop ask for."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from embed_core.distributed.process_group import Ranks
+from embed_core.zero import frozen
+
+
+def gradient(engine: Any, parameter: nn.Parameter) -> Tensor | None:
+    """The full averaged fp32 gradient of ``parameter`` between backward and step, on every rank (a collective)."""
+    if engine.zero_optimization_stage() == 0:
+        return parameter.grad
+    from deepspeed.utils import safe_get_full_grad
+
+    full: Tensor | None = safe_get_full_grad(parameter)
+    return full
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Global norm before clipping. At stage 0 asked between backward and step, else after the step."""
+    if engine.zero_optimization_stage() == 0:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def full_state(engine: Any, module: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
+    """fp32 CPU weights and buffers of ``module`` (a part of the engine's) on rank 0; empty elsewhere. A collective."""
+    state: dict[str, Tensor] = {}
+    for name, parameter in module.named_parameters():
+        value = _full_value(engine, parameter)
+        if ranks.rank == 0:
+            # After the gather, in which all ranks take part.
+            state[name] = frozen.exact(parameter, value).detach().to("cpu", torch.float32, copy=True)
+    if ranks.rank == 0:
+        persistent = module.state_dict(keep_vars=True).keys()
+        for name, buffer in module.named_buffers():
+            if name in persistent:
+                state[name] = buffer.detach().to("cpu", copy=True)
+    return state
+
+
+def _full_value(engine: Any, parameter: nn.Parameter) -> Tensor:
+    """Master weights where the engine keeps some; a frozen parameter has none and is read (gathered) as it is."""
+    if engine.zero_optimization_stage() > 0 and parameter.requires_grad:
+        from deepspeed.utils import safe_get_full_fp32_param
+
+        value: Tensor | None = safe_get_full_fp32_param(parameter)
+        if value is not None:
+            return value.view(getattr(parameter, "ds_shape", parameter.shape))
+    if hasattr(parameter, "ds_id"):
+        import deepspeed
+
+        with deepspeed.zero.GatheredParameters([parameter]):
+            return parameter.detach().clone()
+    return parameter

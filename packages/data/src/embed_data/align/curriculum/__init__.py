@@ -1,0 +1,1 @@
+"""Negatives in stages of rising difficulty."""

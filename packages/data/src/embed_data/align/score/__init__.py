@@ -1,0 +1,1 @@
+"""Scoring chunks by a language model's log-probabilities, local or on a server."""

@@ -1,0 +1,1 @@
+"""`embed data inspect`: measures of rows, and how they are shown."""

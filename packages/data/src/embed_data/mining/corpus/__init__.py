@@ -1,0 +1,1 @@
+"""The documents and rows that mining reads."""

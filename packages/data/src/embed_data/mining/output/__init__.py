@@ -1,0 +1,1 @@
+"""What mining writes: rows, progress and the report."""

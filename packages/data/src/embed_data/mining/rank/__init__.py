@@ -1,0 +1,1 @@
+"""Rankers: BM25, dense models and cross-encoders."""

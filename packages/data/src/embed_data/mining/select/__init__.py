@@ -1,0 +1,1 @@
+"""Choosing hard negatives from ranked documents, and auditing those there are."""

@@ -1,0 +1,1 @@
+"""Hard negatives mined between stages with the model that is being trained."""

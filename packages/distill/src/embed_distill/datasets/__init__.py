@@ -1,0 +1,1 @@
+"""Datasets whose rows carry a teacher's vectors, and datasets of single texts."""

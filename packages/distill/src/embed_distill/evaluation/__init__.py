@@ -1,0 +1,1 @@
+"""Student and teacher evaluated against each other."""

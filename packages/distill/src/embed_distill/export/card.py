@@ -1,0 +1,66 @@
+"""What a distilled model's card says besides the facts of the run."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from embed_core.export.model_card import RunCard
+    from embed_distill.models.config import Alignment
+    from embed_distill.models.projection import Layer
+
+_ALIGNED = """\
+**teacher-aligned**: its vectors have {width} values and lie in the space of its teacher's, so they search an index of
+the teacher's vectors. The projection {layers} comes after the pooling, as Dense modules: `SentenceTransformer`
+applies it, `AutoModel` and clients that read the encoder alone do not.
+"""
+_NATIVE = """\
+**student-native**: its vectors have {width} values and a space of their own; they cannot be compared with its
+teacher's. The projection {layers} it was trained with was dropped.
+"""
+_ROUTER = """\
+## Asymmetric retrieval
+
+`{folder}` holds one sentence-transformers model of both: queries go to the student, documents to the teacher.
+
+```python
+from sentence_transformers import SentenceTransformer
+
+model = SentenceTransformer("path/to/this/directory/{folder}")
+queries = model.encode_query(["a question"])
+documents = model.encode_document(["a passage", "another one"])
+print(model.similarity(queries, documents))
+```
+"""
+
+
+def innermost(card: RunCard) -> str:
+    """What the student started from: the model inside all wrappers."""
+    model: Any = card.config.get("model", {})
+    if "inner" not in model:  # a model that the caller built
+        return card.base_model
+    while "inner" in model:
+        model = model["inner"]
+    return str(model.get("name_or_path", model["kind"]))
+
+
+def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Layer]) -> None:
+    """A section that says in whose space the vectors lie."""
+    from embed_distill.models.projection import described
+
+    aligned = alignment == "teacher-aligned"
+    width = layers[-1].outputs if aligned else layers[0].inputs
+    text = (_ALIGNED if aligned else _NATIVE).format(width=width, layers=described(layers))
+    _append(directory, f"## Alignment\n\n{text}")
+
+
+def append_router(directory: Path, folder: str) -> None:
+    """A section on the model of student and teacher."""
+    _append(directory, _ROUTER.format(folder=folder))
+
+
+def _append(directory: Path, section: str) -> None:
+    with (directory / "README.md").open("a", encoding="utf-8") as readme:
+        readme.write("\n" + section)

@@ -1,0 +1,55 @@
+"""The checkpoint kind ``distilled``."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Literal
+
+from pydantic import field_validator
+
+from embed_core.config.base import CheckpointConfig, Section
+from embed_core.export.config import TransformersCheckpointConfig
+
+if TYPE_CHECKING:
+    from embed_core.context import BuildContext
+    from embed_core.protocols import Checkpointer
+
+
+class RouterConfig(Section):
+    """One sentence-transformers model of student and teacher, in the folder ``router`` of the export."""
+
+    teacher: str
+    """The teacher: a directory or a model of the hub, as sentence-transformers loads it. It is written out again."""
+    teacher_dims: Literal["first"] | None = None
+    """``first`` cuts the teacher's vectors to the student's width, for a student that was trained so."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the teacher may run."""
+
+
+class DistilledCheckpointConfig(CheckpointConfig):
+    """Another layout and, beside it, a model that encodes queries with the student and documents with the teacher."""
+
+    kind: Literal["distilled"] = "distilled"
+    inner: CheckpointConfig = TransformersCheckpointConfig()
+    """The student's layout, of any kind."""
+    router: RouterConfig | None = None
+    """None = the student alone."""
+
+    @field_validator("inner")
+    @classmethod
+    def _only_a_layout(cls, inner: CheckpointConfig) -> CheckpointConfig:
+        if isinstance(inner, DistilledCheckpointConfig):
+            raise ValueError("kind 'distilled' inside kind 'distilled': one of them is enough")
+        for name, field in CheckpointConfig.model_fields.items():
+            # A resolved config has every default written out: only another value was meant by somebody.
+            if name != "kind" and getattr(inner, name) != field.default:
+                raise ValueError(f"{name} has no effect here: say when to save beside `inner`, not inside")
+        return inner
+
+    def build(self, context: BuildContext) -> Checkpointer:
+        """The exporter around the inner one. Raises CheckpointError for a teacher that is not there: now, not when the
+        training is done."""
+        from embed_core.models.hub import model_directory
+        from embed_distill.export.distilled import DistilledCheckpointer
+
+        teacher = None if self.router is None else model_directory(self.router.teacher)
+        return DistilledCheckpointer(self, self.inner.build(context), teacher)

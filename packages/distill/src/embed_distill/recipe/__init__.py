@@ -1,0 +1,1 @@
+"""The recipe `distill`: its sections and what they compile to."""

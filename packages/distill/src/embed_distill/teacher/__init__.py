@@ -1,0 +1,1 @@
+"""Teachers: their configs, fingerprints, cached vectors, and training a small one."""

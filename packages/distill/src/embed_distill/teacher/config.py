@@ -1,0 +1,84 @@
+"""Which model teaches, and how its vectors are computed. Imports nothing heavy."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Annotated, Literal, Self
+
+from pydantic import Field, model_validator
+
+from embed_core.config.base import ModelConfig, Section
+from embed_core.models.from_scratch import FROM_SCRATCH
+
+if TYPE_CHECKING:
+    from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+
+_OF_A_NAME = (
+    "revision",
+    "query_prompt",
+    "passage_prompt",
+    "max_length",
+    "pooling",
+    "trust_remote_code",
+)
+
+
+class TeacherConfig(Section):
+    """A teacher: a model by its name, or a model of any registered kind. Its dense vectors are brought to unit length.
+
+    Nothing of it is trained.
+    """
+
+    name_or_path: str | None = None
+    """A model directory or a model of the hub: an encoder that transformers loads, with the pooling and the prompts
+    that sentence-transformers' files beside it say. Either this or ``model``."""
+    model: ModelConfig | None = None
+    """A model of any kind, with all its own keys. Either this or ``name_or_path``."""
+    revision: str | None = None
+    """Branch, tag or commit of a model of the hub; None = its main branch."""
+    query_prompt: str | None = None
+    """Put before queries for the teacher, whatever the student's prompts; None = as saved with it, "" = none."""
+    passage_prompt: str | None = None
+    """Put before passages for the teacher; None = as saved with it, "" = none."""
+    max_length: int | None = Field(default=None, ge=3)
+    """Tokens at which the teacher cuts texts; None = 512, or as many as it has positions for."""
+    pooling: Literal["cls", "mean", "last_token"] | None = None
+    """Where its vector comes from; None = as saved with it, else ``mean``."""
+    trust_remote_code: bool = False
+    """Whether Python code that comes with the model may run."""
+    dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
+    """What it computes in; `auto` is bf16 where the hardware multiplies it natively, else fp32. Vectors that were
+    computed under another ``dtype`` are not used, those of `auto` are, on whatever hardware."""
+    device: Literal["auto", "cpu", "cuda"] = "auto"
+    """Where it computes; `auto` is the run's device."""
+    token_budget: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
+    """Tokens of one chunk of texts, padding included; `auto` is as the engine's."""
+
+    @model_validator(mode="after")
+    def _one_of_two(self) -> Self:
+        if (self.name_or_path is None) == (self.model is None):
+            raise ValueError("a teacher needs either `name_or_path` or `model`, one of the two")
+        if self.model is not None:
+            for key in _OF_A_NAME:
+                if getattr(self, key) != type(self).model_fields[key].default:
+                    raise ValueError(f"{key} is of a teacher by `name_or_path`: set it inside `model`, if it has it")
+        if FROM_SCRATCH in (self.name_or_path, getattr(self.model, "name_or_path", None)):
+            raise ValueError(f"name_or_path {FROM_SCRATCH!r}: random weights teach nothing; name a trained model")
+        return self
+
+    @property
+    def label(self) -> str:
+        """What messages and tables call it."""
+        return str(self.name_or_path or getattr(self.model, "name_or_path", None) or (self.model and self.model.kind))
+
+    def transformers(self) -> TransformersEncoderConfig | None:
+        """The model's config where it is of kind ``transformers-encoder``; what is None in it is as saved."""
+        from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+
+        if self.model is not None:
+            return self.model if isinstance(self.model, TransformersEncoderConfig) else None
+        same = {key: getattr(self, key) for key in _OF_A_NAME if key != "max_length"}
+        lengths = {} if self.max_length is None else dict.fromkeys(_LENGTHS, self.max_length)
+        return TransformersEncoderConfig(name_or_path=str(self.name_or_path), **same, **lengths)
+
+
+_LENGTHS = ("query_max_length", "passage_max_length")

@@ -1,0 +1,1 @@
+"""Image-text rows: reading, checking and decoding pictures."""

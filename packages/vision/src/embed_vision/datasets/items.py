@@ -1,0 +1,71 @@
+"""What a row may hold besides text: a picture, or a text with a picture. Small values; no image is decoded here.
+
+Both are hashable and have what the core asks of an item that is no text: ``identity`` (equal bytes are the same item,
+see :func:`embed_core.utils.hashing.identity`) and ``describe()`` for displays.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from functools import cached_property
+from hashlib import blake2b
+from pathlib import Path
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture by its file, or by the bytes of one. Equal where the file or the bytes are, wherever it is from."""
+
+    path: str | None = None
+    """The image file; with ``data``, the name that goes with the bytes, and no file is opened."""
+    data: bytes | None = field(default=None, repr=False)
+    """The encoded image (PNG, JPEG, …) where the dataset holds it itself."""
+    place: str = field(default="", compare=False)
+    """``file:line`` of the row, for messages."""
+
+    def __post_init__(self) -> None:
+        assert self.path is not None or self.data is not None, "a picture of nothing"
+
+    @cached_property
+    def identity(self) -> bytes:
+        """A digest of the bytes, or of the path as it is written: two files with equal content are two pictures."""
+        if self.data is not None:
+            return b"picture\0" + blake2b(self.data, digest_size=16).digest()
+        return b"picture-path\0" + str(self.path).encode("utf-8", "surrogatepass")
+
+    def __eq__(self, other: object) -> bool:
+        return self.identity == other.identity if isinstance(other, Picture) else NotImplemented
+
+    def __hash__(self) -> int:
+        return hash(self.identity)
+
+    def describe(self) -> str:
+        """One line for displays: ``[picture cat.png]``."""
+        return f"[picture {self.name}]"
+
+    @property
+    def name(self) -> str:
+        """The file's name, or how many bytes there are."""
+        return Path(self.path).name if self.path else f"of {len(self.data or b''):,} bytes"
+
+
+@dataclass(frozen=True)
+class Mixed:
+    """A text that goes with a picture: one query of both (m2i)."""
+
+    text: str
+    picture: Picture
+
+    @cached_property
+    def identity(self) -> bytes:
+        """A digest of both."""
+        text = self.text.encode("utf-8", "surrogatepass")
+        return b"mixed\0%d\0" % len(text) + text + self.picture.identity
+
+    def describe(self) -> str:
+        """One line for displays: ``[picture cat.png] the same, in winter``."""
+        return f"{self.picture.describe()} {self.text}"
+
+
+VisionItem = str | Picture | Mixed
+"""What the models of this package encode."""

@@ -1,0 +1,1 @@
+"""Export of image-text models."""

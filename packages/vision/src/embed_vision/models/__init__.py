@@ -1,0 +1,1 @@
+"""Image-text models: CLIP-style, composed, vision-language, and from scratch."""

@@ -1,0 +1,1 @@
+"""The recipe `vision`: its keys, defaults and what they compile to."""
