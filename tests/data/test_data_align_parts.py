@@ -21,6 +21,8 @@ from embed_data.align.request import AlignRequest, ChunkChoice, LanguageModelCho
 from embed_data.align.score.combine import Scored, combined, joined, ranked
 from embed_data.align.score.scoring import blocks
 from embed_data.align.session import check_folder
+from embed_data.align.source.chunking import chunk, paragraphs, sentences, windows
+from embed_data.align.source.corpus import Asked, Chunk, ChunkedCorpus, build_corpus
 from embed_data.align.source.source import read_questions
 from embed_data.align.source.store import Stage
 from embed_data.formats.swift import swift_row

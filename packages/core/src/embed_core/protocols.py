@@ -242,3 +242,8 @@ def provides(component: object, protocol: type[Optional]) -> TypeGuard[Optional]
 def shares_rows(loss: object) -> bool:
     """Whether ``loss`` computes only the rows of its own rank (see :class:`SharesRows`)."""
     return provides(loss, SharesRows) and loss.shares_rows
+
+
+def keeps_rows_apart(loss: object) -> bool:
+    """Whether ``loss`` can leave some rows of a batch without in-batch negatives (see :class:`KeepsRowsApart`)."""
+    return provides(loss, KeepsRowsApart) and loss.in_batch_by_row

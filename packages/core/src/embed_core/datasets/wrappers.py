@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 from embed_core.datasets.dedup import blocks_of
 from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.errors import ConfigError
-from embed_core.protocols import CompletesExamples, Dataset, Loss, provides
+from embed_core.protocols import CompletesExamples, Dataset, Loss, keeps_rows_apart, provides
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -55,7 +55,7 @@ class PicksRows(Protocol):
 
 def identity_blocks(dataset: Dataset) -> Callable[[], Blocks]:
     """Identities of all rows, from the dataset's own blocks where it has them."""
-    if isinstance(dataset, HasIdentityBlocks):
+    if provides(dataset, HasIdentityBlocks):
         return dataset.identity_blocks
     return blocks_of(dataset.identities(row) for row in range(len(dataset)))
 
@@ -84,7 +84,7 @@ def without_in_batch_negatives(dataset: Dataset) -> list[str]:
 def check_loss(loss: Loss, dataset: Dataset) -> None:
     """Raises ConfigError where the rows of some sources go without in-batch negatives and ``loss`` cannot do that."""
     apart = without_in_batch_negatives(dataset)
-    if apart and not getattr(loss, "in_batch_by_row", False):
+    if apart and not keeps_rows_apart(loss):
         raise ConfigError(
             f"data: {apart[0]!r} is to be trained without in-batch negatives, which {type(loss).__name__} cannot do "
             "for some rows of a batch: use the loss kind `bge-unified`, or set data.no_in_batch_negatives to []"

@@ -13,6 +13,7 @@ import numpy as np
 from embed_core.datasets.dedup import Seen, blocks_of
 from embed_core.datasets.split import text_id
 from embed_core.datasets.wrappers import PicksRows, with_rows, without_in_batch_negatives
+from embed_core.protocols import provides
 from embed_core.types import RetrievalSet
 
 if TYPE_CHECKING:
@@ -83,7 +84,7 @@ class MixDataset:
     def identity_blocks(self) -> Blocks:
         """Identities of all rows in blocks: what the no-duplicates sampler asks for."""
         for part in self.parts:
-            if isinstance(part.dataset, PicksRows):
+            if provides(part.dataset, PicksRows):
                 yield from part.dataset.identity_blocks_of(part.rows)
             else:
                 yield from blocks_of(part.dataset.identities(int(row)) for row in part.rows)()
@@ -145,7 +146,7 @@ class MixDataset:
             if len(distinct) == len(part.dataset):
                 yield from part.dataset.texts()
                 continue
-            if isinstance(part.dataset, PicksRows):
+            if provides(part.dataset, PicksRows):
                 yield from part.dataset.texts_of(distinct)
                 continue
             rng = np.random.default_rng(0)

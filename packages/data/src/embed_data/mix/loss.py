@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from embed_core.embeddings import ragged_index, select
 from embed_core.errors import ConfigError
+from embed_core.protocols import keeps_rows_apart
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
 from embed_data.mix.dataset import MixDataset
 
@@ -37,7 +38,7 @@ class BySourceLoss(nn.Module):
         self._starts = torch.as_tensor(dataset.starts, dtype=torch.int64)
         self._own = torch.tensor([config.negative_strategy == "own-only" for config in configs])
         losses = [loss for loss in (inner, own_only) if loss is not None]
-        self.in_batch_by_row = all(bool(getattr(loss, "in_batch_by_row", False)) for loss in losses)
+        self.in_batch_by_row = all(map(keeps_rows_apart, losses))
         self._plain = not bool(self._own.any()) and set(self._weights) == {1.0}
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
