@@ -1,5 +1,7 @@
-# `make help` lists the targets. Only Python 3.11 and make are assumed.
-PYTHON ?= python3.11
+# `make help` lists the targets. Only make and one of the Pythons below are assumed.
+PYTHONS := python3.12 python3.11
+# The newest of them that runs and can make an environment; PYTHON=/path/to/python takes another.
+PYTHON ?= $(shell for python in $(PYTHONS); do $$python -c 'import ensurepip' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -26,6 +28,7 @@ install: $(VENV)/.installed ## create .venv and install the packages at the test
 dev: $(VENV)/.installed-dev ## the same plus the example plugin and the development tools
 
 $(BIN)/python:
+	$(if $(PYTHON),,$(error none of $(PYTHONS) runs here: install one of them, or name one with make PYTHON=/path/to/python))
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: constraints.txt $(MEMBERS:%=%/pyproject.toml) | $(BIN)/python

@@ -23,7 +23,8 @@ from embed_core.testing.tiny import TinyModel
 from embed_core.train.step import Step
 from embed_core.types import Batch, LossOutput, Targets
 from embed_core.zero.engine import Trainable, initialize
-from embed_core.zero.state import full_state, gradient_norm
+from embed_core.zero.optimizer import gradient_norm
+from embed_core.zero.state import full_state
 from embed_core.zero.state import gradient as full_gradient
 
 

@@ -15,7 +15,6 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_cli.launch import launch
 from embed_core.batch.chunks import Sizes
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
@@ -24,6 +23,7 @@ from embed_core.hardware.oom import is_out_of_memory
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.step import Step
 from embed_core.train.trainer import Trainer
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "recover_worker.py")
 STAGES = (0, 1, 2, 3)

@@ -38,7 +38,9 @@ Embed = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Embed]:
+def embed(
+    forked_ranks: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Embed]:
     """``embed("--ranks", "2")`` proves the small hello run → exit code, stdout, stderr."""
     monkeypatch.chdir(tmp_path)
     settings = [part for setting in SMALL for part in ("--set", setting)]

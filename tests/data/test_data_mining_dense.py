@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import processes
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import concat, slice_rows
 from embed_core.errors import CheckpointError, ConfigError
@@ -384,7 +384,7 @@ def test_two_ranks_write_the_same(data: SimpleNamespace, model: Path, monkeypatc
     command = [sys.executable, "-m", "embed_cli", "mine", str(data.path), "-o", str(data.folder / "two.jsonl")]
     command += ["--corpus", str(data.folder / "corpus.jsonl"), "--by", "dense", "--model", str(model)]
     command += ["--plugin", "bge", "--nproc", "2", *(p for pair in choice(model).overrides for p in ("--set", pair))]
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    answer = processes.run(command, env=environment, capture_output=True)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("negatives for 30 rows") == 1
     for module, name, value in ((session, "BLOCK", 16), (shards, "SHARD", 32), (dense, "SHARD", 32)):

@@ -6,7 +6,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -21,6 +20,7 @@ from embed_cli.run_command import COMMAND_LINE
 from embed_core.distributed.process_group import leave
 from embed_distill.store.segment import Segment
 from embed_distill.teacher.local import Teacher
+from processes import run
 
 torch.set_num_threads(1)
 STEPS = 20
@@ -127,7 +127,7 @@ def test_phase_1_killed_and_resumed_gives_the_same_store_and_weights(
     embed(*arguments(rows, tiny), "--output-dir", str(whole))
     monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "other-cache"))
     command = [sys.executable, "-c", KILLED, *arguments(rows, tiny), "--output-dir", str(killed)]
-    stopped = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300, check=False)
+    stopped = run(command, capture_output=True, timeout=300)
     assert stopped.returncode == -signal.SIGKILL
     assert steps(killed) == 14, "in phase 1, and not where a state was just saved"
     assert not (killed / "phases" / "phase1" / "model").exists()

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from embed_cli.launch import launch
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "qwen_worker.py")
 PARTS = ("swift", "online", "paper", "qwen")

@@ -83,17 +83,88 @@ def test_what_is_imported_is_declared() -> None:
         assert not missing, f"{member} imports {missing} without depending on it"
 
 
-def heavy_after(statements: str) -> list[str]:
-    program = f"{statements}\nimport sys\nprint(*[name for name in {HEAVY!r} if name in sys.modules])"
-    answer = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False)
+IMPORT_EACH = f"""
+import importlib, os, pydantic, sys, typer
+for module in sys.argv[1:]:
+    if not os.fork():
+        importlib.import_module(module)
+        print(module, *[name for name in {HEAVY!r} if name in sys.modules], flush=True)
+        os._exit(0)
+    assert os.wait()[1] == 0, f"{{module}} cannot be imported on its own"
+"""
+
+
+def heavy_after(*names: str) -> dict[str, list[str]]:
+    """Which heavy packages each module imports on its own, in a fork of a Python that has imported none of ours."""
+    answer = subprocess.run([sys.executable, "-c", IMPORT_EACH, *names], capture_output=True, text=True, check=False)
     assert answer.returncode == 0, answer.stderr
-    return answer.stdout.split()
+    return {module: heavy for module, *heavy in map(str.split, answer.stdout.splitlines())}
 
 
-@pytest.mark.parametrize("module", ["embed_cli", "embed_cli.main", "embed_core.plugins", *modules(LIGHT_FILES)])
-def test_module_is_light(module: str) -> None:
-    assert heavy_after(f"import {module}") == [], f"importing {module} must stay free of torch"
+def test_modules_are_light() -> None:
+    names = ["embed_cli", "embed_cli.main", "embed_core.plugins", *modules(LIGHT_FILES)]
+    assert heavy_after(*names) == {name: [] for name in names}, "importing these must stay free of torch"
 
 
 def test_the_light_check_sees_torch() -> None:
-    assert "torch" in heavy_after("import torch")
+    assert "torch" in heavy_after("torch")["torch"]
+
+
+def at_load(body: list[ast.stmt]) -> Iterator[str]:
+    """Modules that the statements import when they are loaded: not inside functions, not for type checkers."""
+    for node in body:
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module:
+            yield from (node.module, *(f"{node.module}.{alias.name}" for alias in node.names))
+        elif isinstance(node, ast.If) and "TYPE_CHECKING" in ast.unparse(node.test):
+            yield from at_load(node.orelse)
+        elif isinstance(node, (ast.If, ast.Try, ast.With, ast.ClassDef)):
+            yield from at_load([*node.body, *getattr(node, "orelse", [])])
+
+
+def rooms(source: Path, folder: Path) -> dict[str, set[str]]:
+    """Which children of ``folder``, sub-folders whole and files one by one, import which when they are loaded."""
+    prefix = ".".join(folder.relative_to(source).parts)
+    children = {path.stem for path in folder.iterdir() if path.suffix == ".py" or path.is_dir()}
+    found: dict[str, set[str]] = {name: set() for name in children}
+    for path in folder.rglob("*.py"):
+        own = path.relative_to(folder).with_suffix("").parts[0]
+        for module in at_load(ast.parse(path.read_text(encoding="utf-8")).body):
+            other = module.removeprefix(f"{prefix}.").split(".")[0]
+            if module.startswith(f"{prefix}.") and other in children - {own}:
+                found[own].add(other)
+    return found
+
+
+def cycle(graph: dict[str, set[str]], start: str) -> list[str]:
+    """A way along the imports from ``start`` back to it; empty where there is none."""
+    ways, seen = [[start]], set()
+    while ways:
+        way = ways.pop()
+        for name in graph[way[-1]]:
+            if name == start:
+                return [*way, start]
+            if name not in seen:
+                seen.add(name)
+                ways.append([*way, name])
+    return []
+
+
+@pytest.mark.parametrize("member", sorted(MEMBERS))
+def test_folders_import_each_other_without_a_cycle(member: str) -> None:
+    top = MEMBERS[member] / member
+    for folder in (top, *(path for path in sorted(top.rglob("*")) if (path / "__init__.py").is_file())):
+        graph = rooms(MEMBERS[member], folder)
+        for name in sorted(graph):
+            if (folder / name).is_dir():
+                assert not cycle(graph, name), f"{folder.relative_to(ROOT)}: {' → '.join(cycle(graph, name))}"
+
+
+def test_a_cycle_is_seen() -> None:
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b", "a"}}, "a") == ["a", "b", "c", "a"]
+    assert cycle({"a": {"b"}, "b": {"c"}, "c": {"b"}}, "a") == []
+    imports = (
+        "import os\nif TYPE_CHECKING:\n    import a\nelse:\n    import b\ntry:\n    from c import d\nexcept E: pass"
+    )
+    assert list(at_load(ast.parse(imports).body)) == ["os", "b", "c", "c.d"]

@@ -9,6 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from embed_core.config.base import CheckpointConfig, ModelConfig
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
     from embed_bge.checkpoint import BGEM3Checkpointer
@@ -35,7 +36,7 @@ class BGEM3ModelConfig(ModelConfig):
     """Width of the multi-vectors; -1 = that of the heads saved with the model, else the encoder's hidden size."""
     fix_encoder: bool = False
     """Train the two heads only."""
-    sentence_pooling_method: Literal["cls", "mean", "last_token"] = "cls"
+    sentence_pooling_method: Pooling = "cls"
     """Where the dense vector comes from."""
     normalize_embeddings: bool = True
     """Whether the dense vector and the multi-vectors have unit length."""

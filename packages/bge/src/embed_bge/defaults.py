@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Literal
+
+from embed_core.text.pooling import Pooling
 
 
 @dataclass(frozen=True, slots=True)
@@ -15,7 +16,7 @@ class Defaults:
     per_device_train_batch_size: int
     query_max_len: int
     passage_max_len: int
-    sentence_pooling_method: Literal["cls", "mean", "last_token"]
+    sentence_pooling_method: Pooling
 
 
 SCRATCH = Defaults(

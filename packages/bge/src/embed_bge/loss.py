@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from embed_core.losses import contrastive
 from embed_core.losses.score_distillation import (
-    Grid,
-    Teacher,
-    grid,
+    GroupTable,
+    TeacherTargets,
     group_cross_entropy,
+    group_table,
     sequential_cross_entropy,
-    teacher,
+    teacher_targets,
 )
 from embed_core.scoring import combine, kind_scores
 from embed_core.types import LossOutput
@@ -37,8 +37,8 @@ class _View(NamedTuple):
     """Columns that are not in a row's softmax."""
     own_BP: Tensor
     """Columns of the row's own group."""
-    table: Grid
-    judged: Teacher | None
+    table: GroupTable
+    judged: TeacherTargets | None
 
 
 class BGEUnifiedLoss(nn.Module):
@@ -146,13 +146,13 @@ class BGEUnifiedLoss(nn.Module):
             margin = config.mask.margin / config.temperature
             false_BP = false_BP | contrastive.above_positive(logits["dense"], own_B, margin)
         own_BP = contrastive.own_group(targets)
-        table = grid(targets)
-        judged = teacher(targets, table, config.teacher_temperature) if config.knowledge_distillation else None
+        table = group_table(targets)
+        judged = teacher_targets(targets, table, config.teacher_temperature) if config.knowledge_distillation else None
         mask_BP = false_BP if config.in_batch else false_BP | ~own_BP
         apart_BP = contrastive.not_competing(targets, own_BP)
         if apart_BP is not None:
             mask_BP = mask_BP | apart_BP
-        masked = contrastive.share(false_BP, None if config.in_batch else own_BP)
+        masked = contrastive.masked_share(false_BP, None if config.in_batch else own_BP)
         return _View(own_B, mask_BP, own_BP, table, judged), masked
 
     def _term(self, logits_BP: Tensor, view: _View) -> Tensor:

@@ -6,6 +6,8 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
+__all__ = ["CheckpointError", "ConfigError", "DataError", "EmbedError", "PluginError", "did_you_mean"]
+
 
 class EmbedError(ValueError):
     """Base of every error a user can cause and mend. The message is one line: value, place, alternatives, fix."""

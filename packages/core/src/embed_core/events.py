@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
+__all__ = ["RunEvent", "StepEvent"]
+
 
 @dataclass(frozen=True, slots=True)
 class StepEvent:

@@ -29,6 +29,26 @@ if TYPE_CHECKING:
 
     from embed_core.export.model_card import RunCard
 
+__all__ = [
+    "Announce",
+    "CachesTokens",
+    "Checkpointer",
+    "CompletesExamples",
+    "Dataset",
+    "Encoder",
+    "Evaluator",
+    "ExportsOtherwise",
+    "Loss",
+    "Model",
+    "PacksChunks",
+    "PadsToMultiple",
+    "Sampler",
+    "SharesRows",
+    "TakesOtherDense",
+    "provides",
+    "shares_rows",
+]
+
 
 @runtime_checkable
 class Model(Protocol):

@@ -19,6 +19,23 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
     from torch import Tensor
 
+__all__ = [
+    "Batch",
+    "Embeddings",
+    "Encoded",
+    "Example",
+    "Item",
+    "LossOutput",
+    "MultiVectors",
+    "RetrievalSet",
+    "Role",
+    "ScoreWeights",
+    "SparseVectors",
+    "Targets",
+    "TeacherVectors",
+    "Texts",
+]
+
 Role = Literal["query", "passage"]
 Item = Any
 """What a dataset yields for one side of a pair: a text for text models; a plugin may define others (an image).

@@ -127,6 +127,18 @@ class Chunks:
         return select(concat(parts), back.to(self._ranks.device))
 
 
+def chunks_of_ranks(
+    shares: Sequence[Sequence[Encoded]], engine: EngineConfig, cutting: Cutting
+) -> list[tuple[list[int], list[list[int]]]]:
+    """The lengths of each rank's texts and the chunks that its :class:`Chunks` has in a run, without running it."""
+    lengths = [cutting.lengths(share) for share in shares]
+    cuts = [cutting.cut(each) for each in lengths]
+    if engine.needs_equal_chunks(len(shares)):
+        most = max(map(len, cuts))
+        cuts = [cutting.cut(each, most) for each in lengths]
+    return list(zip(lengths, cuts, strict=True))
+
+
 def cut(lengths: Sequence[int], budget: int, count: int | None = None, *, packed: bool = False) -> list[list[int]]:
     """Indices of ``lengths`` in chunks, the longest texts first.
 

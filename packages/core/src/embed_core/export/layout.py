@@ -10,14 +10,8 @@ from typing import Any, Protocol, get_type_hints
 from torch import Tensor, nn
 
 from embed_core.errors import CheckpointError
-from embed_core.text.pooling import Pooling
+from embed_core.text.pooling import SENTENCE_TRANSFORMERS_NAMES, Pooling
 from embed_core.utils.logging import quiet_transformers
-
-_POOLING_FLAGS: Mapping[Pooling, str] = {
-    "cls": "pooling_mode_cls_token",
-    "mean": "pooling_mode_mean_tokens",
-    "last_token": "pooling_mode_lasttoken",
-}
 
 
 class TransformersModel(Protocol):
@@ -107,7 +101,7 @@ def write_modules(model: TransformersModel, width: int, directory: Path) -> None
     for entry in entries[1:]:
         (directory / str(entry["path"])).mkdir(exist_ok=True)
     pooling = {"word_embedding_dimension": width} | {
-        flag: method == model.pooling for method, flag in _POOLING_FLAGS.items()
+        f"pooling_mode_{name}": method == model.pooling for method, name in SENTENCE_TRANSFORMERS_NAMES.items()
     }
     pooling |= {
         "pooling_mode_max_tokens": False,

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from embed_core.batch.chunks import Cutting
+from embed_core.batch.chunks import Cutting, chunks_of_ranks
 from embed_core.batch.collate import HostBatch, make_host_batch
 from embed_core.config.run import EngineConfig, RunConfig
 from embed_core.errors import ConfigError
@@ -198,15 +198,11 @@ def _texts(example: Example, indices: Sequence[int], host: HostBatch, uses: Coun
 
 
 def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig, cutting: Cutting) -> list[ChunkView]:
-    """As :class:`embed_core.train.step.Chunks` cuts them: where sharding asks for it, as many on every rank."""
-    lengths = [cutting.lengths(host.encoded) for host in hosts]
-    cuts = [cutting.cut(each) for each in lengths]
-    if engine.needs_equal_chunks(len(hosts)):
-        most = max(map(len, cuts))
-        cuts = [cutting.cut(each, most) for each in lengths]
+    """The chunks of every rank, as the run cuts them."""
     views = []
-    for rank, host in enumerate(hosts):
-        for chunk in cuts[rank]:
-            own = [host.encoded[i].length for i in chunk]
-            views.append(ChunkView(rank, len(chunk), sum(own), cutting.tokens(lengths[rank], chunk), max(own)))
+    shares = chunks_of_ranks([host.encoded for host in hosts], engine, cutting)
+    for rank, (lengths, chunks) in enumerate(shares):
+        for chunk in chunks:
+            own = [hosts[rank].encoded[i].length for i in chunk]
+            views.append(ChunkView(rank, len(chunk), sum(own), cutting.tokens(lengths, chunk), max(own)))
     return views

@@ -82,7 +82,7 @@ def accuracy(logits_BP: Tensor, mask_BP: Tensor, positive_columns_B: Tensor) -> 
     return (best_B == positive_columns_B).to(logits_BP.dtype).mean()
 
 
-def share(mask_BP: Tensor, allowed_BP: Tensor | None = None) -> Tensor:
+def masked_share(mask_BP: Tensor, allowed_BP: Tensor | None = None) -> Tensor:
     """Share of the candidate negatives that a mask takes away, a scalar.
 
     ``allowed_BP`` marks the columns a row may see at all, its own positive included; None = all of them.

@@ -17,12 +17,11 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torch.multiprocessing.reductions import StorageWeakRef
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from embed_core.batch.chunks import Cutting
 from embed_core.embeddings import values
 from embed_core.hardware.oom import is_out_of_memory
+from embed_core.profiling.storage_tracker import StorageTracker
 from embed_core.types import Encoded
 from embed_core.zero.engine import Trainable
 
@@ -48,40 +47,18 @@ class Trace:
         return float(self.alive.max())
 
 
-class _Watch(TorchDispatchMode):
-    """Notes the bytes of all storages that came up since it started and are still alive."""
-
-    def __init__(self, known: Sequence[Tensor]) -> None:
-        super().__init__()
-        self._known = {value.untyped_storage()._cdata for value in known}
-        self._alive: dict[int, tuple[StorageWeakRef, int]] = {}
-        self.alive: list[int] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        torch.utils._pytree.tree_map_only(Tensor, self._note, result)
-        self._alive = {key: pair for key, pair in self._alive.items() if not pair[0].expired()}
-        self.alive.append(sum(size for _, size in self._alive.values()))
-        return result
-
-    def _note(self, value: Tensor) -> None:
-        storage = value.untyped_storage()
-        if storage._cdata not in self._known and storage._cdata not in self._alive:
-            self._alive[storage._cdata] = (StorageWeakRef(storage), storage.nbytes())
-
-
 def watched(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], *, backward: bool = True) -> Trace:
     """Trace of ``forward`` (which returns the tensors whose gradient is taken) and its backward, on CPU.
 
     ``known`` are tensors that were there before. Gradients of leaves should be: where they have none they count.
     """
-    watch = _Watch(known)
+    watch = StorageTracker(known, trace=True)
     with watch:
         outputs = list(forward())
-        after_forward = len(watch.alive) - 1
+        after_forward = len(watch.traced) - 1
         if backward:
             torch.autograd.backward(outputs, [torch.ones_like(value) for value in outputs])
-    return Trace(np.array(watch.alive, dtype=np.float64), after_forward)
+    return Trace(np.array(watch.traced, dtype=np.float64), after_forward)
 
 
 def allocated(forward: Callable[[], Sequence[Tensor]], device: str) -> Trace:

@@ -20,24 +20,27 @@ def kept_bytes(forward: Callable[[], Any], ranks: Ranks) -> int:
         result = forward()
         kept = torch.cuda.memory_allocated(ranks.device) - before
     else:
-        with _NewStorages() as new:
+        with StorageTracker() as new:
             result = forward()
         kept = new.alive_bytes()
     del result
     return int(kept)
 
 
-class _NewStorages(TorchDispatchMode):
-    """Every storage that operators make while the mode is on.
+class StorageTracker(TorchDispatchMode):
+    """Follows every storage that operators make while the mode is on.
 
-    Asking which of them still live afterwards sees whatever keeps them: autograd's saved tensors, the inputs of
-    checkpointed layers, attributes of custom functions. Weights are somebody else's: they come as inputs.
+    Asking which of them still live sees whatever keeps them: autograd's saved tensors, the inputs of checkpointed
+    layers, attributes of custom functions. Storages that were there before, such as weights, come as inputs of
+    operators and do not count; ``known`` names those that do not. ``trace`` notes the bytes alive after every operator.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, known: Sequence[torch.Tensor] = (), *, trace: bool = False) -> None:
         super().__init__()
         self._new: dict[int, tuple[StorageWeakRef, int]] = {}
-        self._others: dict[int, StorageWeakRef] = {}
+        self._others = {reference.cdata: reference for reference, _ in _storages(list(known))}
+        self._trace = trace
+        self.traced: list[int] = []
 
     def __torch_dispatch__(
         self, func: Any, types: Any, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None
@@ -50,10 +53,13 @@ class _NewStorages(TorchDispatchMode):
         for reference, size in _storages(result):
             if reference.cdata not in self._others:
                 self._new[reference.cdata] = (reference, size)
+        if self._trace:
+            self._new = {key: pair for key, pair in self._new.items() if not pair[0].expired()}
+            self.traced.append(self.alive_bytes())
         return result
 
     def alive_bytes(self) -> int:
-        """Bytes of those that something still refers to."""
+        """Bytes of the new storages that something still refers to."""
         return sum(size for reference, size in self._new.values() if not reference.expired())
 
 

@@ -28,7 +28,6 @@ class OutputDir:
         self.path = path
         self.checkpoints = path / CHECKPOINTS
         self.export = path / EXPORT
-        self.metrics = path / "metrics.jsonl"
 
     def phase(self, name: str) -> Path:
         """The folder of a phase: its model (``model``), and what its components keep."""

@@ -108,7 +108,7 @@ class _Session:
         self.config = config.model_copy(update={"engine": auto.chosen(config.engine, ranks, options.announce)})
         self.registry, self.options, self.ranks = registry, options, ranks
         self.outputs = OutputDir(config.output_dir)
-        self.observers = RunObservers(manager, self.config, self.outputs)
+        self.observers = RunObservers(manager, self.config, config.output_dir)
         self.store = CheckpointStore(self.outputs.checkpoints, config.checkpoint.keep_last, ranks)
         self.runtime = Runtime(ranks, self.store, self.observers.step_ended, options.announce)
         self.state = TrainState()

@@ -27,8 +27,7 @@ from embed_core.train.evaluate import Evaluation
 from embed_core.train.non_finite import FiniteGuard, first_bad
 from embed_core.train.step import Step, StepOutput
 from embed_core.zero import reset
-from embed_core.zero.optimizer import set_learning_rate
-from embed_core.zero.state import gradient_norm as full_gradient_norm
+from embed_core.zero.optimizer import gradient_norm, gradients_were_refused, set_learning_rate
 
 
 @dataclass(frozen=True)
@@ -204,7 +203,7 @@ class Trainer:
         Returns the norm before clipping, and whether the weights were updated.
         """
         unsharded = self.engine.zero_optimization_stage() == 0
-        norm = full_gradient_norm(self.engine) if unsharded else None
+        norm = gradient_norm(self.engine) if unsharded else None
         if norm is not None and not math.isfinite(norm):
             reset.drop_gradients(self.engine)
             return norm, False
@@ -219,8 +218,8 @@ class Trainer:
                 "with engine.zero_stage: 1 to 3, use engine.precision: bf16, or a smaller model"
             ) from None
         if not unsharded:
-            norm = full_gradient_norm(self.engine)
-        return norm, not reset.gradients_were_refused(self.engine)
+            norm = gradient_norm(self.engine)
+        return norm, not gradients_were_refused(self.engine)
 
     def _step_event(self, outputs: list[StepOutput], rate: float, norm: float | None, seconds: float) -> StepEvent:
         """The event of the optimizer step that ``outputs`` were accumulated for; losses and metrics are means."""

@@ -1,10 +1,11 @@
-"""The optimizer's parameter groups, its learning rate, and counting parameters under ZeRO."""
+"""The optimizer: its parameter groups and learning rate, the norm of its gradient, and whether it took a step."""
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 from typing import Any
 
+import torch
 from torch import nn
 
 from embed_core.config.run import OptimizerConfig
@@ -26,6 +27,26 @@ def set_learning_rate(engine: Any, learning_rate: float) -> None:
     """For the next optimizer step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
+
+
+def gradient_norm(engine: Any) -> float | None:
+    """Global norm before clipping. At stage 0 asked between backward and step, else after the step."""
+    if engine.zero_optimization_stage() == 0:
+        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
+        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
+    norm = engine.get_global_grad_norm()
+    return None if norm is None else float(norm)
+
+
+def gradients_were_refused(engine: Any) -> bool:
+    """Whether the step just taken met a gradient that is NaN or infinite, in which case DeepSpeed left all as it was.
+
+    Not in fp16, whose loss scale overflows from time to time as a matter of course, and not at stage 0, where nobody
+    looks: there :func:`gradient_norm` is asked before the step.
+    """
+    if engine.zero_optimization_stage() == 0 or engine.fp16_enabled():
+        return False
+    return bool(engine.optimizer.overflow)
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:

@@ -73,17 +73,6 @@ def _forget_sharded_weights(engine: Any) -> None:
             module._parameters._in_forward = False
 
 
-def gradients_were_refused(engine: Any) -> bool:
-    """Whether the step just taken met a gradient that is NaN or infinite, in which case DeepSpeed left all as it was.
-
-    Not in fp16, whose loss scale overflows from time to time as a matter of course, and not at stage 0, where nobody
-    looks: there :func:`embed_core.zero.state.gradient_norm` is asked before the step.
-    """
-    if engine.zero_optimization_stage() == 0 or engine.fp16_enabled():
-        return False
-    return bool(engine.optimizer.overflow)
-
-
 def reserved_bytes(engine: Any, world_size: int) -> int:
     """What backward and optimizer will still take on this rank whatever the batch: gradients, states, buckets."""
     stage = engine.zero_optimization_stage()

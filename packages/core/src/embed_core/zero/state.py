@@ -21,15 +21,6 @@ def gradient(engine: Any, parameter: nn.Parameter) -> Tensor | None:
     return full
 
 
-def gradient_norm(engine: Any) -> float | None:
-    """Global norm before clipping. At stage 0 asked between backward and step, else after the step."""
-    if engine.zero_optimization_stage() == 0:
-        gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
-        return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
-    norm = engine.get_global_grad_norm()
-    return None if norm is None else float(norm)
-
-
 def full_state(engine: Any, module: nn.Module, ranks: Ranks) -> dict[str, Tensor]:
     """fp32 CPU weights and buffers of ``module`` (a part of the engine's) on rank 0; empty elsewhere. A collective."""
     state: dict[str, Tensor] = {}

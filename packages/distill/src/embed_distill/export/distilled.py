@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 from torch import Tensor, nn
 
 from embed_core.protocols import ExportsOtherwise, provides
-from embed_distill.export.card import append_router
+from embed_distill.card import append_router
 from embed_distill.export.router import FOLDER, write_router
 from embed_distill.models.projected import ProjectedModel
 

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from embed_core.config.base import ModelConfig, Section
 from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
     from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
@@ -41,7 +42,7 @@ class TeacherConfig(Section):
     """Put before passages for the teacher; None = as saved with it, "" = none."""
     max_length: int | None = Field(default=None, ge=3)
     """Tokens at which the teacher cuts texts; None = 512, or as many as it has positions for."""
-    pooling: Literal["cls", "mean", "last_token"] | None = None
+    pooling: Pooling | None = None
     """Where its vector comes from; None = as saved with it, else ``mean``."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""

@@ -8,6 +8,7 @@ from pydantic import Field, model_validator
 
 from embed_core.config.base import CheckpointConfig, ModelConfig, Section
 from embed_core.models.from_scratch import FROM_SCRATCH
+from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -120,7 +121,7 @@ class ComposedConfig(VisionOptions):
     """The image encoder (ViT, DINOv2, Swin, …): a directory or a model of the hub with an image processor."""
     width: int = Field(default=512, gt=0)
     """Width of the vectors; a model that is loaded has its own."""
-    text_pooling: Literal["cls", "mean", "last_token"] = "mean"
+    text_pooling: Pooling = "mean"
     """Where the text vector comes from: the first token, the mean of all, the last one."""
     image_pooling: Literal["cls", "mean", "pooler"] = "cls"
     """Where the image vector comes from: the first token, the mean of all, the encoder's own pooler."""

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from embed_core.batch.chunks import Cutting
+from embed_core.batch.chunks import Cutting, chunks_of_ranks
 from embed_core.batch.collate import HostBatch, make_host_batch
 from embed_core.config.run import EngineConfig
 from embed_core.inspection.parts import Parts
@@ -86,12 +86,8 @@ def survey(parts: Parts, model: Any, batches: int, ranks: int) -> Survey:
 
 
 def _add(found: Survey, hosts: Sequence[HostBatch], engine: EngineConfig, cutting: Cutting) -> None:
-    each = [cutting.lengths(host.encoded) for host in hosts]
-    cuts = [cutting.cut(padded) for padded in each]
-    if engine.needs_equal_chunks(len(hosts)):
-        most = max(map(len, cuts))
-        cuts = [cutting.cut(padded, most) for padded in each]
-    for host, padded, chunks in zip(hosts, each, cuts, strict=True):
+    shares = chunks_of_ranks([host.encoded for host in hosts], engine, cutting)
+    for host, (padded, chunks) in zip(hosts, shares, strict=True):
         lengths = [one.length for one in host.encoded]
         found.rows += host.rows
         found.texts += len(host.query_index) + len(host.passage_index)

@@ -16,10 +16,10 @@ from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 from embed_core.models.transformers_encoder.model import TransformersEncoder
-from embed_core.text.pooling import POOLINGS, Pooling
+from embed_core.text.pooling import POOLINGS, SENTENCE_TRANSFORMERS_NAMES, Pooling
 
 MODULES = {"Transformer", "Pooling", "Normalize"}
-_FLAGS = {"cls_token": "cls", "mean_tokens": "mean", "lasttoken": "last_token"}
+_METHODS = {name: method for method, name in SENTENCE_TRANSFORMERS_NAMES.items()}
 
 
 @dataclass(frozen=True)
@@ -80,7 +80,7 @@ def _pooling(config: Any, directory: Path) -> Pooling | None:
     ways = [named] if isinstance(named, str) else [
         key.removeprefix("pooling_mode_") for key, on in config.items() if key.startswith("pooling_mode_") and on
     ]  # fmt: skip
-    ways = [_FLAGS.get(way, "last_token" if way == "lasttoken" else way) for way in ways]
+    ways = [_METHODS.get(way, way) for way in ways]
     if len(ways) != 1 or ways[0] not in POOLINGS:
         raise CheckpointError(
             f"{directory}: the model was made with pooling {' and '.join(map(str, ways)) or 'of no kind'}; offered are "

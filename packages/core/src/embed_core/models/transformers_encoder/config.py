@@ -9,6 +9,7 @@ from pydantic import Field
 from embed_core.config.base import ModelConfig
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.config import EncoderShape
+from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -28,7 +29,7 @@ class TransformersEncoderConfig(ModelConfig):
     """Whether Python code that comes with the model may run."""
     from_scratch: EncoderShape = EncoderShape()
     """Size of a ``from-scratch`` encoder; a model that is loaded has its own."""
-    pooling: Literal["cls", "mean", "last_token"] | None = None
+    pooling: Pooling | None = None
     """Where the vector comes from: the first token, the mean of all, the last one. None = as sentence-transformers'
     files beside the model say, else ``mean``."""
     normalize: bool = True
