@@ -5,7 +5,9 @@ from __future__ import annotations
 import csv
 import gzip
 import json
+import threading
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +22,7 @@ from embed_core.context import BuildContext
 from embed_core.datasets.retrieval import RetrievalDataset
 from embed_core.errors import ConfigError, DataError
 from embed_core.plugins import activate
+from embed_data.config import FileConfig
 
 PAIRS = [{"anchor": f"where is number {n}?", "positive": f"Number {n} is here."} for n in range(24)]
 FIRST, SECOND = PAIRS[:10], PAIRS[10:]
@@ -224,3 +227,38 @@ def test_no_path_at_all_is_an_error() -> None:
 def test_the_embedded_corpus_has_no_columns(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="columns: the embedded corpus is no file: remove `columns` or set `path`"):
         opened("bge", {"data": {"columns": {"pos": "answer"}}}, tmp_path / "cache")
+
+
+@pytest.mark.parametrize("broken", [False, True])
+def test_two_ranks_meet_at_every_barrier(broken: bool, tmp_path: Path) -> None:
+    """A file that is converted between two that are read in place: rank 1 finds what rank 0 made, or why it could not;
+    neither waits for the other for ever."""
+    paths = [written(tmp_path, name, FIRST) for name in ("a.jsonl", "b.csv", "c.jsonl")]
+    if broken:
+        paths[1].write_text("anchor,positive\nq,\n")
+    barrier = threading.Barrier(2, timeout=60)
+    config = FileConfig(path=tuple(map(str, paths)), held_out_rows=3)
+    lines: list[str] = []
+
+    def build(rank: int) -> str:
+        context = BuildContext(
+            activate([])[1],
+            rank=rank,
+            world_size=2,
+            cache_dir=tmp_path / "cache",
+            announce=lines.append if rank == 0 else lambda line: None,
+            barrier=lambda: (barrier.wait(), None)[1],
+        )
+        try:
+            return config.build(context).fingerprint()
+        except DataError as error:
+            return str(error)
+
+    with ThreadPoolExecutor(2) as pool:
+        one, other = pool.map(build, (0, 1))
+    if broken:
+        assert one == f"{paths[1]}:2: no positive: `positive` is empty"
+        assert other == f"{paths[1]}: another rank could not read it, whose message says why"
+    else:
+        assert one == other
+        assert len(lines) == 1
