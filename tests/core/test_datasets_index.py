@@ -98,7 +98,7 @@ def test_a_changed_file_is_indexed_anew(tmp_path, change):
 
 
 @pytest.mark.usefixtures("every_file_is_large")
-@pytest.mark.parametrize("name", ["starts", "facts.json"])
+@pytest.mark.parametrize("name", ["starts", store.MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_index_is_made_anew(tmp_path, name, damage):
     path, cache = lines(tmp_path / "a.jsonl", ['{"a": 1}', '{"a": 2}', '{"a": 3}']), tmp_path / "cache"
@@ -176,7 +176,7 @@ def test_what_no_run_has_used_for_a_month_is_removed(tmp_path):
     (used,) = set(tables(cache)) - {old}
     long_ago = time.time() - store.UNUSED_SECONDS - 60
     for folder in (old, used):
-        os.utime(folder / store.FACTS, (long_ago, long_ago))
+        os.utime(folder / store.MANIFEST, (long_ago, long_ago))
     JsonlFile(tmp_path / "used.jsonl", cache)
     JsonlFile(lines(tmp_path / "new.jsonl", ['{"a": 3}']), cache)
     assert old not in tables(cache)

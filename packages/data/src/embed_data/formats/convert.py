@@ -11,10 +11,10 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from embed_core.datasets.index import store
 from embed_core.datasets.row import Row
 from embed_core.datasets.sources.base import RowSource
 from embed_core.errors import DataError
-from embed_data.formats import cache
 from embed_data.formats.arrow import Table, TableWriter
 from embed_data.formats.bad_rows import BadRows
 from embed_data.formats.normalize import Normaliser, check_characters
@@ -126,7 +126,7 @@ def _key(source: Source, how: FileFields, strict: bool) -> str:
 
 def _known(folder: Path) -> Facts | None:
     """What the cache says of the source."""
-    known = cache.facts(folder)
+    known = store.facts(folder)
     try:
         return None if known is None else Facts(**known)
     except TypeError:  # of another version
@@ -140,7 +140,7 @@ def _make(source: Source, how: FileFields, folder: Path, context: BuildContext, 
         found.append(_convert(source, how, made, context, strict))
         return asdict(found[0])
 
-    cache.make(folder, source.place, convert)
+    store.make(folder, f"the rows of {source.place}", convert)
     return found[0]
 
 

@@ -65,14 +65,12 @@ class ColumnWriter:
     def __init__(self, dtype: str, path: Path | None) -> None:
         self.dtype, self.path = np.dtype(dtype), path
         self.checksum = 0
-        self.bytes = 0
         self._parts: list[NDArray[np.integer]] = []
         self._file = None if path is None else _guarded(path, lambda: path.open("wb", buffering=0))
 
     def extend(self, values: NDArray[np.integer] | Iterable[int]) -> None:
         """Append; a call costs a system call, so give many at once."""
         array = np.asarray(values if isinstance(values, np.ndarray) else list(values), dtype=self.dtype)
-        self.bytes += array.nbytes
         if self._file is None or self.path is None:
             self._parts.append(array)
             return
@@ -106,11 +104,10 @@ def read_at(descriptor: int, start: int, size: int) -> bytes:
     return b"".join(parts)
 
 
-def cannot_write(path: Path, error: OSError) -> DataError:
-    """What to tell a user whose cache cannot be written."""
+def cannot_write(path: Path, error: OSError, what: str = "the index of the data") -> DataError:
+    """The error for a user whose cache cannot be written."""
     return DataError(
-        f"{path}: the index of the data cannot be cached: {error.strerror or error}: "
-        "set EMBED_CACHE to a writable folder with room"
+        f"{path}: {what} cannot be cached: {error.strerror or error}: set EMBED_CACHE to a writable folder with room"
     )
 
 
