@@ -22,7 +22,7 @@ from embed_core.types import Embeddings
 from embed_data.mining import session
 from embed_data.mining.corpus import shards
 from embed_data.mining.corpus.collection import Collection
-from embed_data.mining.corpus.rows import JsonlRows
+from embed_data.mining.corpus.rows import rows_in_place
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.rank import dense
 from embed_data.mining.rank.dense import Dense, Faiss, build_faiss
@@ -82,7 +82,7 @@ def data(tmp_path: Path) -> SimpleNamespace:
         for n in range(30)
     ]
     write(tmp_path / "rows.jsonl", rows)
-    read_rows = JsonlRows([tmp_path / "rows.jsonl"])
+    read_rows = rows_in_place(tmp_path / "rows.jsonl")
     collection = Collection(read_rows, tmp_path / "corpus.jsonl")
     return SimpleNamespace(rows=read_rows, collection=collection, folder=tmp_path, path=tmp_path / "rows.jsonl")
 

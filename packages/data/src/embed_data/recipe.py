@@ -30,8 +30,9 @@ class DataRecipe(Recipe):
     """A model directory, a model of the hub, or ``from-scratch``."""
     dataset_config: str | None = None
     """A dataset YAML (kind ``mix``): ``use_all``, ``num_total_data``, ``allow_duplicate``, ``datasets``."""
-    train_data: str = PYDOCS
-    """Without ``dataset_config``: what kind ``file`` reads, or ``pydocs``, the documentation of installed packages."""
+    train_data: str | tuple[str, ...] = PYDOCS
+    """Without ``dataset_config``: what kind ``file`` reads, one path or several; or ``pydocs``, the documentation of
+    installed packages."""
     eval_data: tuple[str, ...] = ()
     """BEIR folders to evaluate on, before and after training; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)
