@@ -16,7 +16,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
 
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all golden lint format types bench wheels clean distclean
+.PHONY: help run install dev test test-all golden lint format types docs bench wheels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -41,6 +41,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt $(EXAMPLES:%=%/p
 	$(PIP_INSTALL) -r requirements-dev.txt $(MEMBERS:%=-e ./%) $(EXAMPLES:%=-e ./%)
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(PIP_INSTALL) -r requirements-docs.txt
+	@touch $@
+
 test: dev ## the tests, without the slow ones
 	$(PYTEST) -m "not slow and not gpu" $(ARGS)
 
@@ -60,6 +64,9 @@ format: dev ## ruff: mend what can be mended
 
 types: dev ## mypy, strict, on the packages
 	$(BIN)/mypy $(wildcard $(MEMBERS:%=%/src) $(EXAMPLES:%=%/src))
+
+docs: $(VENV)/.installed-docs ## build the docs site into build/site; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: dev ## side by side with sentence-transformers, FlagEmbedding and ms-swift, about an hour; ARGS="--large" adds V = 250,002, ARGS="--gpu" is for a GPU
 	$(BIN)/python -m benchmarks.run $(ARGS)
