@@ -12,11 +12,12 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 
 # One thread per process: the tests start several, and two threads on a busy machine are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+# One worker per core that this process may use; the tests of a file stay together, for they share fixtures.
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
 
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all golden lint format types docs bench wheels clean distclean
+.PHONY: help run install dev test test-e2e test-all golden lint format types docs bench wheels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
@@ -45,10 +46,13 @@ $(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
 	$(PIP_INSTALL) -r requirements-docs.txt
 	@touch $@
 
-test: dev ## the tests, without the slow ones
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+test: dev ## the tests, without those marked e2e or slow (about 6 minutes on 2 cores)
+	$(PYTEST) -m "not e2e and not slow and not gpu" $(ARGS)
 
-test-all: dev ## every test the machine can run, the slow ones included
+test-e2e: dev ## the tests marked e2e: wheels, launchers, killed and resumed runs (about 2 minutes on 2 cores)
+	$(PYTEST) -m "e2e and not gpu" $(ARGS)
+
+test-all: dev ## every test the machine can run
 	$(PYTEST) $(ARGS)
 
 golden: dev ## record the golden curves anew, after a change of mathematics that is meant

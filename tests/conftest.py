@@ -3,9 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Iterator
+import os
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
+
+
+def pytest_xdist_auto_num_workers() -> int:
+    """``-n auto``: as many workers as this process may use cores, which a container or ``taskset`` can limit."""
+    affinity = getattr(os, "sched_getaffinity", None)  # Linux only
+    return len(affinity(0)) if affinity else os.cpu_count() or 1
 
 
 def pytest_collection_finish() -> None:
@@ -31,3 +40,29 @@ def forked_ranks() -> Iterator[None]:
 
     with processes.forked_ranks():
         yield
+
+
+@pytest.fixture
+def command(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
+) -> Iterator[Callable[..., tuple[int, str, str]]]:
+    """``command("run", …)`` runs ``embed run …`` in this process and in ``tmp_path`` → exit code, stdout, stderr."""
+    from embed_cli.main import main
+    from embed_cli.run_command import COMMAND_LINE
+    from embed_core.distributed.process_group import leave
+
+    monkeypatch.chdir(tmp_path)
+
+    def call(*arguments: str) -> tuple[int, str, str]:
+        monkeypatch.setattr(sys, "argv", ["embed", *arguments])
+        code = 0
+        try:
+            main()
+        except SystemExit as stopped:
+            code = int(stopped.code or 0)
+        output = capfd.readouterr()
+        return code, output.out, output.err
+
+    yield call
+    os.environ.pop(COMMAND_LINE, None)
+    leave()

@@ -9,7 +9,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -20,7 +20,6 @@ import yaml
 
 import processes
 from embed_cli.launch import _free_port
-from embed_cli.main import main
 from embed_cli.run_command import COMMAND_LINE, RunRequest, arguments_of, command_line
 
 torch.set_num_threads(1)
@@ -55,22 +54,8 @@ def embed_run_ended(event):
 
 
 @pytest.fixture
-def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Callable]:
-    """``embed("run", …)`` in an empty directory and in this process → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        output = capfd.readouterr()
-        return code, output.out, output.err
-
-    yield call
-    os.environ.pop(COMMAND_LINE, None)
+def embed(command: Callable) -> Callable:
+    return command
 
 
 def losses(folder: Path) -> list[float]:
@@ -276,11 +261,13 @@ def check_two_ranks(tmp_path: Path, command: list[str]) -> None:
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.e2e
 def test_under_torchrun(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(_free_port())]
     check_two_ranks(tmp_path, [*torchrun, "--nproc-per-node", "2", "-m", "embed_cli"])
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(shutil.which("deepspeed", path=str(Path(sys.executable).parent)) is None, reason="no launcher")
 def test_under_the_deepspeed_launcher_with_a_hostfile(tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_text("localhost slots=2\n")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,6 @@ import torch
 from torch import nn
 
 from embed_cli import prove_command
-from embed_cli.main import main
 from embed_cli.run_command import RunRequest, resolve
 from embed_core.config.load import plain
 from embed_core.distributed.process_group import leave
@@ -38,22 +37,10 @@ Embed = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def embed(
-    forked_ranks: None, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Embed]:
+def embed(forked_ranks: None, command: Embed) -> Embed:
     """``embed("--ranks", "2")`` proves the small hello run → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
     settings = [part for setting in SMALL for part in ("--set", setting)]
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", "prove", "--plugin", "hello", *settings, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    leave()
+    return lambda *arguments: command("prove", "--plugin", "hello", *settings, *arguments)
 
 
 def results(out: str) -> dict[str, str]:

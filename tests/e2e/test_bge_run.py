@@ -14,6 +14,7 @@ import pytest
 from processes import run
 
 DATA = Path(os.environ.get("EMBED_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")).resolve()
+pytestmark = pytest.mark.e2e
 SMALL = ["model.from_scratch.hidden=32", "model.from_scratch.layers=1", "model.from_scratch.vocab_size=400"]
 FP32 = "engine.precision=fp32"
 """Where runs are compared: in bf16 the chunks of two ranks round otherwise than those of one."""

@@ -34,6 +34,7 @@ PRELOAD = [
     "torch",
     "torch.distributed.tensor",
     "deepspeed",
+    "deepspeed.runtime.zero.muon.muon_optimizer",
     "transformers.models.auto.modeling_auto",
     "transformers.models.xlm_roberta.modeling_xlm_roberta",
     "accelerate",

@@ -22,7 +22,10 @@ from processes import Popen, run
 XQUAD = Path(os.environ.get("EMBED_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "xquad"
 ROWS = 240
 STAGES = ("stage-1-in-batch", "stage-2-mined", "stage-3-mined")
-pytestmark = pytest.mark.skipif(not XQUAD.is_dir(), reason=f"no real data at {XQUAD}: set EMBED_TEST_DATA")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not XQUAD.is_dir(), reason=f"no real data at {XQUAD}: set EMBED_TEST_DATA"),
+]
 
 
 @pytest.fixture(scope="module")
