@@ -158,7 +158,8 @@ def test_killed_and_repeated_is_as_if_nothing_had_been(beir: Path, tmp_path: Pat
 import os, signal
 from pathlib import Path
 from embed_core.distributed.process_group import Ranks
-from embed_data.mining import session, work
+from embed_data.mining import session
+from embed_data.mining.output import work
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest
 session.BLOCK = 7

@@ -377,7 +377,9 @@ def test_two_ranks_write_the_same(data: SimpleNamespace, model: Path, monkeypatc
     (data.folder / "sitecustomize.py").write_text(
         "import sys\n"
         "if '-m' in sys.orig_argv and 'embed_cli' in sys.orig_argv and 'two.jsonl' in ' '.join(sys.orig_argv):\n"
-        "    from embed_data.mining import dense, session, shards\n"
+        "    from embed_data.mining import session\n"
+        "    from embed_data.mining.corpus import shards\n"
+        "    from embed_data.mining.rank import dense\n"
         "    session.BLOCK, shards.SHARD, dense.SHARD = 16, 32, 32\n"
     )
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(data.folder)}
