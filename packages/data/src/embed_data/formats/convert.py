@@ -17,7 +17,7 @@ from embed_core.datasets.sources.base import RowSource
 from embed_core.errors import DataError
 from embed_data.formats.arrow import Table, TableWriter
 from embed_data.formats.bad_rows import BadRows
-from embed_data.formats.normalize import Normaliser, check_characters
+from embed_data.formats.normalize import Normaliser, check_characters, most_frequent
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -58,8 +58,7 @@ class TableRows(RowSource):
         self.source, self.table, self.facts = source, table, facts
         self.name = source.name
         named = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow"}
-        shapes = ", ".join(sorted(facts.shapes, key=lambda name: -facts.shapes[name])[:3])
-        self.format = f"{named.get(source.format, 'Hugging Face dataset')}, {shapes}"
+        self.format = f"{named.get(source.format, 'Hugging Face dataset')}, {most_frequent(facts.shapes)}"
         left_out = {"bad": facts.skipped, "below min_score": facts.below_score}
         self.left_out = {why: rows for why, rows in left_out.items() if rows}
 

@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from embed_core.config.base import resolved_path
 from embed_core.datasets.sources import beir
-from embed_core.errors import ConfigError, DataError, did_you_mean
+from embed_core.datasets.sources.jsonl import checked_path
+from embed_core.errors import ConfigError, DataError
 from embed_data.formats import csv as csv_records
 from embed_data.formats import json, table
 
@@ -99,9 +100,7 @@ def _named_apart(found: list[Source]) -> list[Source]:
 
 def existing(place: Path) -> Path:
     """``place``. Raises DataError that names what is there instead."""
-    if not place.exists():
-        raise DataError(f"{place}: no such file or folder: {_siblings(place)}")
-    return place
+    return checked_path(place, lambda path: known_format(path) is not None)
 
 
 def _folder(place: Path, how: FileFields) -> list[Source]:
@@ -226,13 +225,3 @@ def _stem(path: Path) -> str:
 def _may_be_a_name(path: str) -> bool:
     """``squad`` or ``owner/name``: what the hub calls a dataset."""
     return not path.startswith(("/", ".", "~")) and path.count("/") <= 1 and known_format(Path(path)) is None
-
-
-def _siblings(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent} does not exist either"
-    names = sorted(p.name for p in path.parent.iterdir() if p.is_dir() or known_format(p) is not None)
-    hint = did_you_mean(path.name, names)
-    if hint.startswith("one of") and len(names) > 10:
-        return f"{path.parent} has {', '.join(names[:10])}, … ({len(names)} in all)"
-    return hint

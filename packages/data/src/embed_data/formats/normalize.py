@@ -40,10 +40,6 @@ class Normaliser:
         self.shapes[shape] = self.shapes.get(shape, 0) + 1
         return row
 
-    def described(self) -> str:
-        """The most frequent shapes, for the user."""
-        return ", ".join(sorted(self.shapes, key=lambda name: -self.shapes[name])[:3])
-
     def _flagembedding_row(self, value: Any, place: str) -> Row | None:
         """The row of an object that needs no plan; ``None`` for every other one."""
         if self.columns or not isinstance(value, Mapping):
@@ -75,6 +71,11 @@ class Normaliser:
             if len(self._plans) < 1000:  # a file whose every row has other keys must not fill the memory
                 self._plans[names] = found
         return found.shape, _planned(value, found), found.used
+
+
+def most_frequent(shapes: Mapping[str, int]) -> str:
+    """The three shapes that most rows have, for the user."""
+    return ", ".join(sorted(shapes, key=lambda name: -shapes[name])[:3])
 
 
 def is_flagembedding(value: Any) -> bool:

@@ -14,7 +14,7 @@ from embed_core.datasets.sources.jsonl import JsonlRows
 from embed_data.formats.convert import VERSION, read_source
 from embed_data.formats.decompress import compression, opened
 from embed_data.formats.detect import Source, find
-from embed_data.formats.normalize import Normaliser
+from embed_data.formats.normalize import Normaliser, most_frequent
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -51,7 +51,7 @@ class LinesInPlace(JsonlRows):
         return f"lines|{VERSION}|{ROW_VERSION}|{self._read_as}|{super().digest()}"
 
     def _describe(self) -> None:
-        self.format = f"JSONL, {self._normaliser.described()}"
+        self.format = f"JSONL, {most_frequent(self._normaliser.shapes)}"
 
 
 def open_sources(

@@ -16,7 +16,7 @@ from embed_core.datasets.sources.base import RowSource
 from embed_core.errors import DataError, did_you_mean, json_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SUFFIXES = (".jsonl", ".json")
@@ -143,14 +143,14 @@ class JsonlRows(RowSource):
         return f"flagembedding|{ROW_VERSION}|{self.digest()}"
 
 
-def checked_path(path: Path) -> Path:
-    """``path``, which exists. Raises DataError that names the closest of its siblings."""
+def checked_path(path: Path, is_data: Callable[[Path], bool] = lambda path: path.suffix in SUFFIXES) -> Path:
+    """``path``, which exists. Raises DataError that names the closest folder or data file beside it."""
     if path.exists():
         return path
     parent = path.parent
     if not parent.is_dir():
         raise DataError(f"{path}: no such file or folder: {parent} does not exist either")
-    siblings = sorted(p.name for p in parent.iterdir() if p.is_dir() or p.suffix in SUFFIXES)
+    siblings = sorted(p.name for p in parent.iterdir() if p.is_dir() or is_data(p))
     hint = did_you_mean(path.name, siblings)
     if hint.startswith("one of") and len(siblings) > 10:
         hint = f"{parent} has {', '.join(siblings[:10])}, … ({len(siblings)} in all)"
