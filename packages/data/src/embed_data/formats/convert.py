@@ -1,4 +1,4 @@
-"""Sources into tables, once: the cache knows a file by its path, size, time and the way it is read."""
+"""Converts sources into tables, once: the cache knows a file by its path, size, time and the way it is read."""
 
 from __future__ import annotations
 
@@ -33,20 +33,20 @@ NOTICE = 500_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What reading a source showed."""
+    """Counts and facts that reading a source gave."""
 
     rows: int
-    """That can be used."""
+    """Rows that can be used."""
     read: int
-    """That are in the file."""
+    """Rows in the file."""
     skipped: int
     """Bad rows, under ``on_bad_row: skip``."""
     reasons: dict[str, int] = field(default_factory=dict)
     below_score: int = 0
-    """Left out by ``min_score``."""
+    """Rows left out by ``min_score``."""
     shapes: dict[str, int] = field(default_factory=dict)
     digest: str = ""
-    """Of the rows' content."""
+    """Hex digest of the rows' content."""
     first_bad: str = ""
     """Place and reason of the first bad row."""
 
@@ -79,11 +79,11 @@ class TableRows(RowSource):
         return self.table.scan()
 
     def digest(self) -> str:
-        """Of the rows' content."""
+        """Hex digest of the rows' content."""
         return self.facts.digest
 
     def table_key(self) -> str | None:
-        """The content: the rows are in the table as they were made."""
+        """A digest of the rows; how they were made does not matter any more."""
         return f"table|{self.digest()}"
 
     def notes(self) -> Sequence[str]:
@@ -124,7 +124,7 @@ def _key(source: Source, how: FileFields, strict: bool) -> str:
 
 
 def _known(folder: Path) -> Facts | None:
-    """What the cache says of the source."""
+    """The facts of a table that is in the cache; ``None`` where it is not."""
     known = store.facts(folder)
     try:
         return None if known is None else Facts(**known)
@@ -161,7 +161,7 @@ def _convert(source: Source, how: FileFields, folder: Path, context: BuildContex
 
 
 def _pair_score(row: Row) -> float:
-    """Of a (text, text, score) row; other rows are as good as can be."""
+    """The score of a (text, text, score) row; infinite for every other row."""
     return row.pos_scores[0] if row.pos_scores is not None and len(row.pos) == 1 and not row.neg else math.inf
 
 

@@ -1,4 +1,4 @@
-"""From a record to a validated row, or the reason why it is none."""
+"""Turns records of any shape into validated rows, or says why a record is no row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Normaliser:
         self.columns, self._strict = columns, strict
         self._plans: dict[tuple[str, ...], Plan] = {}
         self.shapes: dict[str, int] = {}
-        """What was recognised → rows of it."""
+        """How many rows of each shape were read."""
 
     def row(self, value: Any, place: str) -> Row:
-        """Raises DataError, beginning with ``place``."""
+        """The row of a record. Raises DataError, beginning with ``place``."""
         shape, row = FLAGEMBEDDING, self._flagembedding_row(value, place)
         if row is None:
             try:
@@ -41,7 +41,7 @@ class Normaliser:
         return row
 
     def _flagembedding_row(self, value: Any, place: str) -> Row | None:
-        """The row of an object that needs no plan; ``None`` for every other one."""
+        """The row of an object whose keys are FlagEmbedding's; ``None`` for any other value, which needs a plan."""
         if self.columns or not isinstance(value, Mapping):
             return None
         if self._strict:
@@ -144,7 +144,7 @@ def _at(value: Mapping[str, Any], name: str) -> Any:
 
 
 def _with_score(fields: dict[str, Any]) -> dict[str, Any]:
-    """The one score of a pair as its positive's."""
+    """Turns the one score of a pair into its positive's score."""
     score = fields.pop("score", None)
     if score is None:
         return fields
