@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embed_bge.recipe import BGERecipe
-from embed_core.batch.collate import draw, make_host_batch
+from embed_core.batch.collate import draw_examples, make_host_batch
 from embed_core.batch.global_batch import GlobalBatch
 from embed_core.config.document import overrides
 from embed_core.config.load import Request, resolve
@@ -64,7 +64,7 @@ class Words:
 
 
 def batch_of(dataset: Any, rows: list[int]) -> GlobalBatch:
-    return GlobalBatch(make_host_batch(Words(), draw(dataset, rows, 0, 0)), 0, Ranks(0, 1, 0, "cpu"))
+    return GlobalBatch(make_host_batch(Words(), draw_examples(dataset, rows, 0, 0)), 0, Ranks(0, 1, 0, "cpu"))
 
 
 def test_every_path_is_read_and_every_batch_is_of_one_source() -> None:

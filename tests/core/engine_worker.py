@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from embed_core.batch.collate import draw, make_host_batch, share
+from embed_core.batch.collate import draw_examples, make_host_batch, share_of_rank
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
 from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks, join, leave
@@ -24,8 +24,7 @@ from embed_core.train.step import Step
 from embed_core.types import Batch, LossOutput, Targets
 from embed_core.zero.engine import Trainable, initialize
 from embed_core.zero.optimizer import gradient_norm
-from embed_core.zero.state import full_state
-from embed_core.zero.state import gradient as full_gradient
+from embed_core.zero.state import full_gradient, full_state
 
 
 class AllTermsLoss(torch.nn.Module):
@@ -116,7 +115,7 @@ def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> d
     for number in range(3):
         # 7 rows: the ranks' shares differ, and so do their numbers of chunks.
         rows = [row % len(dataset) for row in range(7 * number, 7 * number + 7)]
-        examples = draw(dataset, share(rows, ranks.rank, ranks.world_size), 0, number)
+        examples = draw_examples(dataset, share_of_rank(rows, ranks.rank, ranks.world_size), 0, number)
         output = step.forward_backward(make_host_batch(model, examples), number)
         # Copies: at stage 0 these are the gradients themselves, and clipping works in place.
         full = {name: full_gradient(engine, parameter) for name, parameter in module.named_parameters()}

@@ -15,7 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_core.batch.chunks import Sizes
+from embed_core.batch.chunks import ChunkSizes
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
@@ -281,7 +281,7 @@ def test_the_line_of_a_rank_that_cannot_go_back(strategy: Literal["cached", "dir
         f"set {remedy}"
     )
     with pytest.raises(EmbedError, match=f"^{re.escape(wanted)}$"):
-        step._watched(no_memory, Sizes(3, 1500, 600, 100))
+        step._watched(no_memory, ChunkSizes(3, 1500, 600, 100))
 
 
 def test_an_optimizer_without_memory_stops_the_run() -> None:

@@ -19,7 +19,7 @@ from embed_core.config.load import plain
 from embed_core.distributed.process_group import leave
 from embed_core.errors import EmbedError
 from embed_core.inspection.prove.methods import without_dropout
-from embed_core.inspection.prove.variants import TOLERANCE, Finding, MeasureRequest, Variant, plan
+from embed_core.inspection.prove.variants import TOLERANCE, Finding, MeasureRequest, Variant, variants_of
 from embed_core.inspection.prove.worker import Measurement, checksum_of, run
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Embeddings, LossOutput
@@ -58,7 +58,7 @@ def embed(
 
 def results(out: str) -> dict[str, str]:
     """Variant → the last word of its line."""
-    names = [v.name for ranks in (1, 2) for start in plan(ranks) for v in start]
+    names = [v.name for ranks in (1, 2) for start in variants_of(ranks) for v in start]
     lines = [line for line in out.splitlines() if not line.startswith("FAIL")]
     return {n: line.split()[-1] for n in names for line in lines if line.startswith(n + "  ")}
 
@@ -208,7 +208,7 @@ def test_other_weights_are_told(tmp_path: Path) -> None:
 def measure_here(directory: Path) -> None:
     """The reference and one variant of it, in this process."""
     config, _, _ = resolve(RunRequest(("hello",), overrides=SMALL), 1)
-    run(MeasureRequest(plain(config), tuple(plan(1)[0][:2]), 1, str(directory)))
+    run(MeasureRequest(plain(config), tuple(variants_of(1)[0][:2]), 1, str(directory)))
 
 
 def test_weights_that_depend_on_more_than_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -15,7 +15,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_core.batch.collate import share
+from embed_core.batch.collate import share_of_rank
 from embed_core.config import document, load
 from embed_core.context import BuildContext
 from embed_core.errors import ConfigError, DataError
@@ -182,7 +182,7 @@ def test_batches_are_the_same_on_any_number_of_ranks(sampler: Any, tmp_path: Pat
     for draw_number in range(make(first, 3).draws_per_epoch):
         whole = make(first, 3).batch(draw_number)
         for world_size in (1, 2, 3, 8):
-            ranks = [share(make(second, 3).batch(draw_number), rank, world_size) for rank in range(world_size)]
+            ranks = [share_of_rank(make(second, 3).batch(draw_number), rank, world_size) for rank in range(world_size)]
             assert [row for rows in ranks for row in rows] == list(whole)
 
 

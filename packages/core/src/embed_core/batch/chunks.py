@@ -23,7 +23,7 @@ PRICE = 16
 
 
 @dataclass(frozen=True, slots=True)
-class Cutting:
+class ChunkRule:
     """How a model's texts are cut into chunks."""
 
     budget: int
@@ -34,7 +34,7 @@ class Cutting:
     """Whether chunks have no padding at all."""
 
     @classmethod
-    def of(cls, model: Any, budget: int) -> Cutting:
+    def of(cls, model: Any, budget: int) -> ChunkRule:
         """As ``model``, prepared by the engine, collates them."""
         packed = provides(model, PacksChunks) and bool(model.packed)
         multiple = (model.pad_to_multiple_of or 1) if provides(model, PadsToMultiple) else 1
@@ -53,7 +53,7 @@ class Cutting:
         return sum(lengths[i] for i in chunk) if self.packed else padded_tokens(lengths, [chunk])
 
 
-class Sizes(NamedTuple):
+class ChunkSizes(NamedTuple):
     """A batch's chunks on one rank, or the largest of each number over the ranks. Tokens include padding."""
 
     chunks: int
@@ -65,7 +65,7 @@ class Sizes(NamedTuple):
     """Of the longest text."""
 
     @classmethod
-    def largest(cls, each: Sequence[Sequence[int]]) -> Sizes:
+    def largest(cls, each: Sequence[Sequence[int]]) -> ChunkSizes:
         """Number by number, over the ranks."""
         return cls(*(max(numbers) for numbers in zip(*each, strict=True)))
 
@@ -87,7 +87,7 @@ class Chunks:
         equal: bool = True,
     ) -> None:
         self._encoded, self._model, self._ranks, self._seed = encoded, model, ranks, seed
-        self._cutting = Cutting.of(model, config.chunk_tokens)
+        self._cutting = ChunkRule.of(model, config.chunk_tokens)
         self._lengths = self._cutting.lengths(encoded)
         self._chunks = self._cutting.cut(self._lengths)
         if equal and config.needs_equal_chunks(ranks.world_size):
@@ -97,10 +97,10 @@ class Chunks:
         return len(self._chunks)
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ChunkSizes:
         """In numbers."""
         each = [self.tokens(number) for number in range(len(self._chunks))]
-        return Sizes(len(each), sum(each), max(each), max(self._lengths))
+        return ChunkSizes(len(each), sum(each), max(each), max(self._lengths))
 
     def equalize(self, count: int) -> None:
         """Cut into exactly ``count`` chunks, no fewer than there are."""
@@ -128,7 +128,7 @@ class Chunks:
 
 
 def chunks_of_ranks(
-    shares: Sequence[Sequence[Encoded]], engine: EngineConfig, cutting: Cutting
+    shares: Sequence[Sequence[Encoded]], engine: EngineConfig, cutting: ChunkRule
 ) -> list[tuple[list[int], list[list[int]]]]:
     """The lengths of each rank's texts and the chunks that its :class:`Chunks` has in a run, without running it."""
     lengths = [cutting.lengths(share) for share in shares]

@@ -57,13 +57,13 @@ class HostBatch:
         return sum(e.length * e.length for e in self.encoded)
 
 
-def share(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+def share_of_rank(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
     """The contiguous part of a global batch that is ``rank``'s; sizes differ by at most one row."""
     bounds = [round(part * len(rows) / world_size) for part in range(world_size + 1)]
     return rows[bounds[rank] : bounds[rank + 1]]
 
 
-def draw(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> list[Example]:
+def draw_examples(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> list[Example]:
     """The examples of ``rows``: what each draws depends on (seed, draw, row) alone, not on rank or order."""
     return [dataset.example(row, np.random.default_rng((seed, draw_number, row))) for row in rows]
 

@@ -7,7 +7,7 @@ from collections.abc import Callable, Generator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import TypeVar
 
-from embed_core.batch.collate import HostBatch, draw, make_host_batch, share
+from embed_core.batch.collate import HostBatch, draw_examples, make_host_batch, share_of_rank
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
 from embed_core.protocols import CompletesExamples, Dataset, Sampler, provides
@@ -34,11 +34,11 @@ class Batches:
                 f"sampler.kind {self.config.sampler.kind!r}: batch {number} has {len(drawn)} rows for {world_size} "
                 "ranks: every rank needs one, use fewer ranks or a larger sampler.batch_size"
             )
-        return share(drawn, rank, world_size)
+        return share_of_rank(drawn, rank, world_size)
 
     def examples(self, number: int, rank: int = 0, world_size: int = 1) -> list[Example]:
         """What the loop draws for that share: a function of (seed, number, row)."""
-        drawn = draw(self.dataset, self.rows(number, rank, world_size), self.config.seed, number)
+        drawn = draw_examples(self.dataset, self.rows(number, rank, world_size), self.config.seed, number)
         return self.dataset.complete(drawn) if provides(self.dataset, CompletesExamples) else drawn
 
     def host(

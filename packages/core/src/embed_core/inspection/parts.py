@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from typing import Any
 
-from embed_core.acceleration.auto import chosen
+from embed_core.acceleration.auto import resolve_auto
 from embed_core.batch.loader import Batches
 from embed_core.config.run import RunConfig
 from embed_core.datasets.wrappers import check_loss
@@ -30,7 +30,7 @@ class Parts:
     ) -> None:
         """Of the first phase, in a run with phases: :meth:`RunConfig.only` makes another one the first. ``dataset``
         takes the place of ``config.data``'s. Raises EmbedError for everything a user can mend."""
-        whole = config.model_copy(update={"engine": chosen(config.engine, ranks)})
+        whole = config.model_copy(update={"engine": resolve_auto(config.engine, ranks)})
         self.config = whole.in_phase(0)
         self._context = build_context(whole, registry, ranks, announce, dataset)
         seed_everything(config.seed)

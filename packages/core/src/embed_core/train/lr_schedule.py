@@ -14,7 +14,7 @@ def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> int:
     return math.ceil(schedule.warmup_ratio * total_steps)
 
 
-def factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
     """Multiplier of the learning rate for the optimizer step that follows ``step`` done ones.
 
     The warm-up rises linearly and reaches 1 at its last step; the decay would reach 0 at ``total_steps``.

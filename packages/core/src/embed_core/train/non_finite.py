@@ -18,7 +18,7 @@ IN_A_ROW = 10
 SHOWN_ROWS = 8
 
 
-class FiniteGuard:
+class NonFiniteGuard:
     """Told how every step went; the weights are untouched by a step that it hears of as failed."""
 
     def __init__(self, policy: Literal["stop", "skip"], state: TrainState, announce: Announce) -> None:
@@ -55,6 +55,6 @@ class FiniteGuard:
         return f"{self._state.skipped} of {self._state.step} steps were skipped: their loss or gradient was not finite"
 
 
-def first_bad(losses: Iterable[Tensor]) -> float | None:
+def first_non_finite(losses: Iterable[Tensor]) -> float | None:
     """The first that is not a finite number."""
     return next((value for value in map(float, losses) if not math.isfinite(value)), None)

@@ -87,7 +87,7 @@ class Phases:
         self._steps[number] = Pace.of(config, sampler).total_steps
 
 
-class Weights:
+class PhaseModels:
     """Builds the model of each phase."""
 
     def __init__(self, configs: Sequence[RunConfig], given: Model | None) -> None:
@@ -103,7 +103,7 @@ class Weights:
         return self.given if number == len(self.configs) - 1 else copy.deepcopy(self.given)
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
     """Rank 0's ``state`` (:func:`embed_core.zero.state.full_state`) into ``model``, on CPU, of every rank.
 
     Raises ConfigError, on every rank, where the model of a phase has other weights than that of the phase before.
@@ -134,7 +134,7 @@ def _broadcast(value: Tensor, ranks: Ranks) -> Tensor:
     return moved.to("cpu")
 
 
-def release(destroy: Callable[[], Any]) -> None:
+def free_engine(destroy: Callable[[], Any]) -> None:
     """The memory of an engine that is no longer used."""
     destroy()
     gc.collect()

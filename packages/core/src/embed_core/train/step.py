@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from embed_core.batch.chunks import Chunks, Sizes
+from embed_core.batch.chunks import Chunks, ChunkSizes
 from embed_core.batch.collate import HostBatch
 from embed_core.batch.global_batch import GlobalBatch
 from embed_core.config.run import EngineConfig
@@ -24,7 +24,7 @@ from embed_core.embeddings import detach, map_values, select, values
 from embed_core.errors import EmbedError
 from embed_core.hardware.oom import OutOfMemoryError, first_line, is_out_of_memory
 from embed_core.protocols import Announce, Loss, Model, shares_rows
-from embed_core.train.strategy import Fit, Probe, Strategy
+from embed_core.train.strategy import Probe, Strategy, StrategyChooser
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_core.zero.reset import reserved_bytes
 
@@ -46,9 +46,9 @@ class RankNotes(NamedTuple):
     text_tokens: int
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ChunkSizes:
         """The sizes of the rank's chunks."""
-        return Sizes(self.chunks, self.padded_tokens, self.chunk_tokens, self.text_tokens)
+        return ChunkSizes(self.chunks, self.padded_tokens, self.chunk_tokens, self.text_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,9 +81,9 @@ class Step:
         announce: Announce = lambda line: None,
     ) -> None:
         self.engine, self.model, self.loss, self.ranks = engine, model, loss, ranks
-        self.fit = Fit(config, ranks, announce)
+        self.chooser = StrategyChooser(config, ranks, announce)
         self._stage = config.effective_stage
-        self._tried: tuple[Sizes, Strategy] | None = None
+        self._tried: tuple[ChunkSizes, Strategy] | None = None
 
     def forward_backward(
         self, host: HostBatch, step: int, *, seed: int = 0, last: bool = True, checkpoint_due: bool = False
@@ -97,12 +97,12 @@ class Step:
         Raises OutOfMemoryError, on all ranks alike, where memory did not suffice and another attempt may be made after
         :func:`embed_core.zero.reset.drop_gradients` and :meth:`shrink`; EmbedError where the ranks cannot go back.
         """
-        config = self.fit.config
+        config = self.chooser.config
         chunks = Chunks(host.encoded, self.model, config, self.ranks, seed, equal=False)
         own = RankNotes(int(checkpoint_due), host.squared_lengths, *chunks.sizes)
         shared = GlobalBatch(host, step, self.ranks, own)
         notes = [RankNotes(*numbers) for numbers in shared.notes]
-        sizes = Sizes.largest([note.sizes for note in notes])
+        sizes = ChunkSizes.largest([note.sizes for note in notes])
         if config.needs_equal_chunks(self.ranks.world_size):
             chunks.equalize(sizes.chunks)
         output, padded_tokens = self._watched(lambda: self._run(chunks, shared, sizes, last), sizes)
@@ -120,9 +120,9 @@ class Step:
     def shrink(self) -> None:
         """Take less memory from here on, after OutOfMemoryError. Raises EmbedError where less is not possible."""
         assert self._tried is not None, "nothing has failed"
-        self.fit.shrink(*self._tried)
+        self.chooser.shrink(*self._tried)
 
-    def _watched(self, function: Callable[[], T], sizes: Sizes) -> T:
+    def _watched(self, function: Callable[[], T], sizes: ChunkSizes) -> T:
         """``function``'s result, or one of the two errors of :meth:`forward_backward` where memory does not suffice."""
         try:
             return function()
@@ -135,7 +135,7 @@ class Step:
             raise OutOfMemoryError
         raise EmbedError(
             f"rank {self.ranks.rank} ran out of memory where {self.ranks.world_size} ranks cannot go back together "
-            f"({cause}): set {self.fit.remedy(sizes)}"
+            f"({cause}): set {self.chooser.remedy(sizes)}"
         )
 
     def _together(self, function: Callable[[], T], number: int = 0, *, collective: bool = False) -> tuple[T, int]:
@@ -156,14 +156,14 @@ class Step:
             raise OutOfMemoryError
         return cast(T, result), sum(numbers for _, numbers in told)
 
-    def _run(self, chunks: Chunks, shared: GlobalBatch, sizes: Sizes, last: bool) -> tuple[LossOutput, int]:
+    def _run(self, chunks: Chunks, shared: GlobalBatch, sizes: ChunkSizes, last: bool) -> tuple[LossOutput, int]:
         self._tried = (sizes, "cached")
-        if self.fit.must_measure(sizes):
+        if self.chooser.must_measure(sizes):
             reserved = reserved_bytes(self.engine, self.ranks.world_size)
             probes = [self._probe(chunks, number) for number in (len(chunks) - 1, 0)]
             with self.engine.module.together():
-                self.fit.measure(probes, reserved, sizes)
-        strategy = self.fit.strategy(sizes)
+                self.chooser.measure(probes, reserved, sizes)
+        strategy = self.chooser.strategy(sizes)
         self._tried = (sizes, strategy)
         return (self._cached if strategy == "cached" else self._direct)(chunks, shared, last)
 

@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from embed_core.batch.chunks import Sizes
+from embed_core.batch.chunks import ChunkSizes
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
@@ -33,7 +33,7 @@ class Probe(NamedTuple):
     """Of the chunk, padding included."""
 
 
-class Fit:
+class StrategyChooser:
     """``engine.strategy`` and ``engine.token_budget`` as they turn out on this machine."""
 
     def __init__(self, config: EngineConfig, ranks: Ranks, announce: Announce) -> None:
@@ -46,7 +46,7 @@ class Fit:
         self._measured_text = 0
         self._told: Strategy | None = None
 
-    def strategy(self, sizes: Sizes) -> Strategy:
+    def strategy(self, sizes: ChunkSizes) -> Strategy:
         """For a batch whose largest sizes over the ranks are ``sizes``."""
         chosen: Strategy = "direct" if sizes.padded_tokens <= min(self._limit, self._ceiling) else "cached"
         if self._auto and self._told == "direct" != chosen and self._ceiling == math.inf:
@@ -57,11 +57,11 @@ class Fit:
             )
         return chosen
 
-    def must_measure(self, sizes: Sizes) -> bool:
+    def must_measure(self, sizes: ChunkSizes) -> bool:
         """Whether the strategy depends on a forward that nobody has measured yet."""
         return self._auto and sizes.text_tokens > LONGER * self._measured_text
 
-    def measure(self, probes: Sequence[Probe], reserved: int, sizes: Sizes) -> None:
+    def measure(self, probes: Sequence[Probe], reserved: int, sizes: ChunkSizes) -> None:
         """Take what the forward of a first and then of a second chunk keeps as the measure of all. A collective.
 
         The first also makes what all chunks of a batch share, weights in the precision of the arithmetic above all;
@@ -91,7 +91,7 @@ class Fit:
         per_token = kept_bytes(own.forward, self._ranks) / own.tokens
         return max(0.0, both - per_token * warm.tokens), per_token
 
-    def _tell(self, sizes: Sizes, free: float, per_token: float) -> None:
+    def _tell(self, sizes: ChunkSizes, free: float, per_token: float) -> None:
         kept = gib(per_token * sizes.padded_tokens) if per_token < math.inf else "more"
         if sizes.padded_tokens <= self._limit:
             self._told = "direct"
@@ -100,7 +100,7 @@ class Fit:
             self._told = "cached"
             self._announce(f"strategy cached: a batch would keep {kept} of {gib(free)} free")
 
-    def shrink(self, sizes: Sizes, failed: Strategy) -> None:
+    def shrink(self, sizes: ChunkSizes, failed: Strategy) -> None:
         """After a batch of these sizes ran out of memory: take less from here on. Raises EmbedError at the end."""
         if failed == "direct" and sizes.chunks > 1:
             self._ceiling = min(self._ceiling, sizes.padded_tokens - 1)
@@ -123,7 +123,7 @@ class Fit:
             f"from here on (engine.token_budget was {before:,})"
         )
 
-    def remedy(self, sizes: Sizes) -> str:
+    def remedy(self, sizes: ChunkSizes) -> str:
         """What to set where the run cannot go on by itself."""
         budget = f"engine.token_budget: {max(1, sizes.chunk_tokens // 2)}"
         return budget if self.config.strategy == "cached" else f"engine.strategy: cached or {budget}"

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.acceleration import auto
-from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.acceleration.attention import set_attention
 from embed_core.acceleration.compile import compile_encoders
 from embed_core.acceleration.dropout import set_dropout
@@ -122,7 +122,7 @@ def apply_engine_options(
     """What the engine's options change in the model itself."""
     set_attention(module.model, engine, ranks, announce)
     if engine.gradient_checkpointing:
-        enable_checkpointing(module.model)
+        enable_activation_checkpointing(module.model)
     if engine.compile:
         compile_encoders(module.model)
     elif not ranks.on_cuda:

@@ -29,7 +29,7 @@ def keep_exact(module: nn.Module, engine: EngineConfig, ranks: Ranks) -> None:
             setattr(parameter, _ATTRIBUTE, value.to("cpu", copy=True))
 
 
-def exact(parameter: nn.Parameter, value: Tensor) -> Tensor:
+def exact_value(parameter: nn.Parameter, value: Tensor) -> Tensor:
     """What was kept of ``parameter``, on rank 0; ``value``, its own, where nothing had to be."""
     kept: Tensor = getattr(parameter, _ATTRIBUTE, value)
     return kept

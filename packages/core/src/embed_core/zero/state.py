@@ -11,7 +11,7 @@ from embed_core.distributed.process_group import Ranks
 from embed_core.zero import frozen
 
 
-def gradient(engine: Any, parameter: nn.Parameter) -> Tensor | None:
+def full_gradient(engine: Any, parameter: nn.Parameter) -> Tensor | None:
     """The full averaged fp32 gradient of ``parameter`` between backward and step, on every rank (a collective)."""
     if engine.zero_optimization_stage() == 0:
         return parameter.grad
@@ -28,7 +28,7 @@ def full_state(engine: Any, module: nn.Module, ranks: Ranks) -> dict[str, Tensor
         value = _full_value(engine, parameter)
         if ranks.rank == 0:
             # After the gather, in which all ranks take part.
-            state[name] = frozen.exact(parameter, value).detach().to("cpu", torch.float32, copy=True)
+            state[name] = frozen.exact_value(parameter, value).detach().to("cpu", torch.float32, copy=True)
     if ranks.rank == 0:
         persistent = module.state_dict(keep_vars=True).keys()
         for name, buffer in module.named_buffers():
