@@ -1,4 +1,4 @@
-"""Which of many million identities occur in more than one row, in memory that depends on these alone."""
+"""Finds which of many million identities occur in several rows; memory grows with those that do, not with all."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ AT_ONCE = 1 << 21
 
 
 class SharedIds:
-    """Of every row the identities that other rows have too, as numbers from 0: ``ids[row]`` is a list of them."""
+    """The identities that each row shares with others, numbered from 0: ``ids[row]`` is the list of a row's numbers."""
 
     def __init__(self, numbers_K: NDArray[np.int32], starts_N1: NDArray[np.integer], count: int) -> None:
         self.numbers_K, self.starts_N1 = numbers_K, starts_N1
         self.count = count
-        """How many there are: all numbers are below."""
+        """How many identities are shared; all numbers are below it."""
         # Single values of a view are read twice as fast as those of an array.
         self._numbers: memoryview = numbers_K.data
         self._starts: memoryview = starts_N1.data
@@ -60,7 +60,7 @@ class Seen:
         return sum(len(run) for run in self._runs)
 
     def new(self, identities: NDArray[np.uint64]) -> NDArray[np.bool_]:
-        """Mask of those seen for the first time, in ``identities`` too; they count as seen from now on."""
+        """Mask of the identities that are seen for the first time; from now on they count as seen."""
         distinct, first = np.unique(identities, return_index=True)
         fresh = np.ones(len(distinct), dtype=np.bool_)
         for run in self._runs:
@@ -176,7 +176,7 @@ def _once(ids: NDArray[np.uint64]) -> NDArray[np.uint64]:
 
 
 def _numbers(ids: NDArray[np.uint64], twice: NDArray[np.uint64]) -> tuple[NDArray[np.int32], NDArray[np.bool_]]:
-    """Places among ``twice`` of those that are there, and which these are."""
+    """For the ids that are in ``twice``: their places in it, and a mask of which they are."""
     if not len(twice):
         return np.empty(0, np.int32), np.zeros(len(ids), dtype=bool)
     at = np.minimum(np.searchsorted(twice, ids), len(twice) - 1)

@@ -1,4 +1,4 @@
-"""One training row, validated: what every source of training data gives to the dataset."""
+"""One validated training row, which every source of training data gives to the dataset."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class Row:
 
     query: str
     pos: tuple[str, ...]
-    """At least one."""
+    """The positive texts, at least one."""
     neg: tuple[str, ...] = ()
     pos_scores: tuple[float, ...] | None = None
     """A teacher's score of each positive."""
@@ -91,7 +91,7 @@ def _query(data: Mapping[str, Any], place: str) -> str:
 
 
 def _instead(data: Mapping[str, Any], wanted: str) -> str:
-    """What the row has instead of a field that is due."""
+    """Ends a message: which column stands for the field that is due, or which columns the row has."""
     for name in data:
         if _MEANT.get(name) == wanted:
             return f": rename `{name}` to `{wanted}`"

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class DrawOptions:
-    """What is the same for every row."""
+    """How rows are drawn; the same for every row of a dataset."""
 
     negatives: int = 7
     """Hard negatives of a row that has any."""
@@ -32,7 +32,7 @@ def draw_example(
     *,
     in_batch_negatives: bool = True,
 ) -> Example:
-    """One positive and the negatives, both at random; the scores and ids of what was drawn.
+    """Draw one positive and the hard negatives at random, with their scores and ids.
 
     Negatives are drawn without replacement; a row with too few repeats them, each as often as any other give or take
     one, and a row without any has its positive only.

@@ -24,17 +24,17 @@ def text_id(text: str) -> bytes:
 
 
 def key_id(key: str) -> bytes:
-    """8 bytes that stand for an external id, other ones than for a text that reads the same."""
+    """8 bytes that stand for an external id; a text that reads the same has other bytes."""
     return blake2b(key.encode(), digest_size=8, person=b"key").digest()
 
 
 def row_identities(row: Row) -> list[bytes]:
-    """Ids of the query, the positives and the positives' external ids: what ties two rows together."""
+    """Ids of the query, the positives and the positives' external ids. Two rows that share one are tied together."""
     return list(dict.fromkeys([text_id(row.query), *map(text_id, row.pos), *map(key_id, row.pos_keys or ())]))
 
 
 def choose_held_out(identities: Sequence[Sequence[int]], wanted: int) -> np.ndarray:
-    """Boolean mask of at most ``wanted`` rows to hold out, whole families at a time.
+    """Choose at most ``wanted`` rows to hold out, whole families at a time, as a boolean mask.
 
     A family is all rows tied by shared identities (64-bit integers), directly or through others. Families are taken in
     the order of a hash of their identities, skipping those that are too large, so that the choice depends on the
@@ -48,9 +48,9 @@ def choose_held_out(identities: Sequence[Sequence[int]], wanted: int) -> np.ndar
 
 
 def held_out_rows(blocks: Callable[[], Blocks], wanted: int) -> np.ndarray:
-    """The rows of :func:`choose_held_out`, ascending, for identities in blocks (:mod:`embed_core.datasets.dedup`).
+    """Choose the same rows as :func:`choose_held_out`, ascending, from identities in blocks.
 
-    In memory there are some 40 bytes a row, and the identities that are shared.
+    Memory is some 40 bytes a row, plus the identities that rows share.
     """
     family_N = _families(shared_ids(blocks))
     mark_N = np.concatenate([np.empty(0, np.uint64), *(_smallest(counts, ids) for counts, ids in blocks())])

@@ -40,7 +40,14 @@ class HasIdentityBlocks(Protocol):
         ...
 
 
-@runtime_checkable
+class HasRowsApart(Protocol):
+    """A dataset some of whose sources may go without in-batch negatives."""
+
+    def without_in_batch_negatives(self) -> list[str]:
+        """The names of these sources."""
+        ...
+
+
 class PicksRows(Protocol):
     """A dataset that gives identities and texts of some of its rows faster than row by row."""
 
@@ -62,23 +69,27 @@ def identity_blocks(dataset: Dataset) -> Callable[[], Blocks]:
 
 def with_rows(dataset: Dataset, who: str) -> HasRows:
     """``dataset``, which has whole rows. Raises ConfigError, beginning with ``who``, where it has none."""
-    shown: Any = dataset
-    while shown is not None:  # what only adds to examples (a teacher's vectors) has the rows of the one inside
-        if isinstance(shown, HasRows):
-            return shown
-        shown = getattr(shown, "inner", None)
-    raise ConfigError(
-        f"{who}: dataset {dataset.name!r} draws examples but does not show its rows ({type(dataset).__name__} has no "
-        "`row`): use rows of a file (kind file or retrieval)"
-    )
+    shown: HasRows | None = _outermost(dataset, HasRows)
+    if shown is None:
+        raise ConfigError(
+            f"{who}: dataset {dataset.name!r} draws examples but does not show its rows ({type(dataset).__name__} has "
+            "no `row`): use rows of a file (kind file or retrieval)"
+        )
+    return shown
 
 
 def without_in_batch_negatives(dataset: Dataset) -> list[str]:
     """The sources of ``dataset``, or of the one inside it, whose rows do not compete with other rows' passages."""
-    shown: Any = dataset
-    while shown is not None and not hasattr(shown, "without_in_batch_negatives"):
-        shown = getattr(shown, "inner", None)
-    return [] if shown is None else list(shown.without_in_batch_negatives())
+    shown: HasRowsApart | None = _outermost(dataset, HasRowsApart)
+    return [] if shown is None else shown.without_in_batch_negatives()
+
+
+def _outermost(dataset: Any, protocol: Any) -> Any:
+    """``dataset``, or the first one inside it that provides ``protocol``: a dataset that only adds to examples (a
+    teacher's vectors) has the rows of the one inside. ``None`` where there is none."""
+    while dataset is not None and not provides(dataset, protocol):
+        dataset = getattr(dataset, "inner", None)
+    return dataset
 
 
 def check_loss(loss: Loss, dataset: Dataset) -> None:

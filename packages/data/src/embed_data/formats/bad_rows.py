@@ -1,4 +1,4 @@
-"""What happens to rows that cannot be used: the first one stops the run, or all are counted and listed."""
+"""Handles rows that cannot be used: the first one stops the run, or all are counted and listed."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Which column of a record stands for what: recognised by the usual names, or as the config says."""
+"""Which column of a record holds the query, the positives and so on: by the usual names, or as the config says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ Columns = Mapping[str, str | Sequence[str]]
 
 @dataclass(frozen=True)
 class Plan:
-    """Where each part of a row comes from."""
+    """Which columns the parts of a row come from."""
 
     shape: str
     """How such rows are called, for the user."""
@@ -36,7 +36,7 @@ class Plan:
     pos: tuple[str, ...]
     neg: tuple[str, ...] = ()
     score: str | None = None
-    """One score of query and positive."""
+    """The column with the one score of query and positive."""
     extras: Mapping[str, str] | None = None
     """FlagEmbedding field → column."""
 

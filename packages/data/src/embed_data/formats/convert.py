@@ -1,4 +1,4 @@
-"""Sources into tables, once: the cache knows a file by its path, size, time and the way it is read."""
+"""Converts sources into tables, once: the cache knows a file by its path, size, time and the way it is read."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ from embed_core.datasets.sources.base import RowSource
 from embed_core.errors import DataError
 from embed_data.formats.arrow import Table, TableWriter
 from embed_data.formats.bad_rows import BadRows
-from embed_data.formats.normalize import Normaliser, check_characters
+from embed_data.formats.normalize import Normaliser, check_characters, most_frequent
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -33,20 +33,20 @@ NOTICE = 500_000
 
 @dataclass(frozen=True)
 class Facts:
-    """What reading a source showed."""
+    """Counts and facts that reading a source gave."""
 
     rows: int
-    """That can be used."""
+    """Rows that can be used."""
     read: int
-    """That are in the file."""
+    """Rows in the file."""
     skipped: int
     """Bad rows, under ``on_bad_row: skip``."""
     reasons: dict[str, int] = field(default_factory=dict)
     below_score: int = 0
-    """Left out by ``min_score``."""
+    """Rows left out by ``min_score``."""
     shapes: dict[str, int] = field(default_factory=dict)
     digest: str = ""
-    """Of the rows' content."""
+    """Hex digest of the rows' content."""
     first_bad: str = ""
     """Place and reason of the first bad row."""
 
@@ -58,8 +58,7 @@ class TableRows(RowSource):
         self.source, self.table, self.facts = source, table, facts
         self.name = source.name
         named = {"jsonl": "JSONL", "json": "JSON", "csv": "CSV", "tsv": "TSV", "parquet": "Parquet", "arrow": "Arrow"}
-        shapes = ", ".join(sorted(facts.shapes, key=lambda name: -facts.shapes[name])[:3])
-        self.format = f"{named.get(source.format, 'Hugging Face dataset')}, {shapes}"
+        self.format = f"{named.get(source.format, 'Hugging Face dataset')}, {most_frequent(facts.shapes)}"
         left_out = {"bad": facts.skipped, "below min_score": facts.below_score}
         self.left_out = {why: rows for why, rows in left_out.items() if rows}
 
@@ -80,11 +79,11 @@ class TableRows(RowSource):
         return self.table.scan()
 
     def digest(self) -> str:
-        """Of the rows' content."""
+        """Hex digest of the rows' content."""
         return self.facts.digest
 
     def table_key(self) -> str | None:
-        """The content: the rows are in the table as they were made."""
+        """A digest of the rows; how they were made does not matter any more."""
         return f"table|{self.digest()}"
 
     def notes(self) -> Sequence[str]:
@@ -125,7 +124,7 @@ def _key(source: Source, how: FileFields, strict: bool) -> str:
 
 
 def _known(folder: Path) -> Facts | None:
-    """What the cache says of the source."""
+    """The facts of a table that is in the cache; ``None`` where it is not."""
     known = store.facts(folder)
     try:
         return None if known is None else Facts(**known)
@@ -162,7 +161,7 @@ def _convert(source: Source, how: FileFields, folder: Path, context: BuildContex
 
 
 def _pair_score(row: Row) -> float:
-    """Of a (text, text, score) row; other rows are as good as can be."""
+    """The score of a (text, text, score) row; infinite for every other row."""
     return row.pos_scores[0] if row.pos_scores is not None and len(row.pos) == 1 and not row.neg else math.inf
 
 

@@ -1,4 +1,4 @@
-"""Bytes of a file, decompressed on the way: gzip and zstd are known by their first bytes, whatever the suffix."""
+"""Reads a file's bytes, decompressed: gzip and zstd are recognised by their first bytes, whatever the suffix."""
 
 from __future__ import annotations
 

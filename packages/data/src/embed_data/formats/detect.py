@@ -1,4 +1,4 @@
-"""What lies at a path: which files, of which format. The answer is announced, never silently guessed."""
+"""Finds the files, folders and datasets at a path and recognises their formats, which the dataset announces."""
 
 from __future__ import annotations
 
@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING, Any
 
 from embed_core.config.base import resolved_path
 from embed_core.datasets.sources import beir
-from embed_core.errors import ConfigError, DataError, did_you_mean
+from embed_core.datasets.sources.jsonl import checked_path
+from embed_core.errors import ConfigError, DataError
 from embed_data.formats import csv as csv_records
 from embed_data.formats import json, table
 
@@ -36,19 +37,19 @@ class Source:
 
     name: str
     place: str
-    """What messages call it; a row's place is ``place:line``."""
+    """The file or folder, as messages name it; a row's place is ``place:line``."""
     format: str
-    """Of :data:`embed_data.formats.options.Format`."""
+    """One of :data:`embed_data.formats.options.Format`."""
     stamp: str
     """Changes when the content does: the key of the cache."""
     records: Callable[[], Records] | None
-    """Reads it from the start; ``None`` for a BEIR folder, whose rows come from several files."""
+    """Reads the records from the start; ``None`` for a BEIR folder, whose rows come from several files."""
     folder: Path | None = None
-    """Of a BEIR folder."""
+    """The folder, of a BEIR folder."""
     split: str | None = None
-    """Of a BEIR folder."""
+    """The name of the qrels, of a BEIR folder."""
     within: str = ""
-    """Where it is, from the last part of the path that was given: `folder/file.jsonl`."""
+    """Its path from the last part of the given path on: `folder/file.jsonl`."""
 
     @property
     def separator(self) -> str:
@@ -90,7 +91,7 @@ def _within(source: Source, place: Path) -> str:
 
 
 def _named_apart(found: list[Source]) -> list[Source]:
-    """Sources of one name have their folder's before it, and where that is not enough their whole place."""
+    """Sources of the same name get their folder's name before it; where that does not help, their whole path."""
     for longer in (lambda source: f"{Path(source.place).parent.name}/{source.name}", lambda source: source.place):
         names = [source.name for source in found]
         found = [replace(source, name=longer(source)) if names.count(source.name) > 1 else source for source in found]
@@ -99,9 +100,7 @@ def _named_apart(found: list[Source]) -> list[Source]:
 
 def existing(place: Path) -> Path:
     """``place``. Raises DataError that names what is there instead."""
-    if not place.exists():
-        raise DataError(f"{place}: no such file or folder: {_siblings(place)}")
-    return place
+    return checked_path(place, lambda path: known_format(path) is not None)
 
 
 def _folder(place: Path, how: FileFields) -> list[Source]:
@@ -144,12 +143,12 @@ def _is_one_dataset(place: Path, files: list[Path], how: FileFields) -> bool:
 
 
 def _inside(folder: Path, source: Source) -> Source:
-    """A source of a folder's subfolder, named by both."""
+    """Name a source of a subfolder by both: `subfolder/file`."""
     return source if source.name == folder.name else replace(source, name=f"{folder.name}/{source.name}")
 
 
 def _names(files: list[Path]) -> dict[Path, str]:
-    """Names without suffixes; with them, where two files differ in nothing else."""
+    """File names without suffixes; with suffixes where two files differ in nothing else."""
     stems = {file: _stem(file) for file in files}
     taken = list(stems.values())
     return {file: stem if taken.count(stem) == 1 else file.name for file, stem in stems.items()}
@@ -226,13 +225,3 @@ def _stem(path: Path) -> str:
 def _may_be_a_name(path: str) -> bool:
     """``squad`` or ``owner/name``: what the hub calls a dataset."""
     return not path.startswith(("/", ".", "~")) and path.count("/") <= 1 and known_format(Path(path)) is None
-
-
-def _siblings(path: Path) -> str:
-    if not path.parent.is_dir():
-        return f"{path.parent} does not exist either"
-    names = sorted(p.name for p in path.parent.iterdir() if p.is_dir() or known_format(p) is not None)
-    hint = did_you_mean(path.name, names)
-    if hint.startswith("one of") and len(names) > 10:
-        return f"{path.parent} has {', '.join(names[:10])}, … ({len(names)} in all)"
-    return hint

@@ -1,4 +1,4 @@
-"""JSON values one by one: a line each (JSONL), or the elements of one array, which is never whole in memory."""
+"""Reads JSON values one by one: one per line (JSONL), or elements of an array, which is never whole in memory."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From a record to a validated row, or the reason why it is none."""
+"""Turns records of any shape into validated rows, or says why a record is no row."""
 
 from __future__ import annotations
 
@@ -25,10 +25,10 @@ class Normaliser:
         self.columns, self._strict = columns, strict
         self._plans: dict[tuple[str, ...], Plan] = {}
         self.shapes: dict[str, int] = {}
-        """What was recognised → rows of it."""
+        """How many rows of each shape were read."""
 
     def row(self, value: Any, place: str) -> Row:
-        """Raises DataError, beginning with ``place``."""
+        """The row of a record. Raises DataError, beginning with ``place``."""
         shape, row = FLAGEMBEDDING, self._flagembedding_row(value, place)
         if row is None:
             try:
@@ -40,12 +40,8 @@ class Normaliser:
         self.shapes[shape] = self.shapes.get(shape, 0) + 1
         return row
 
-    def described(self) -> str:
-        """The most frequent shapes, for the user."""
-        return ", ".join(sorted(self.shapes, key=lambda name: -self.shapes[name])[:3])
-
     def _flagembedding_row(self, value: Any, place: str) -> Row | None:
-        """The row of an object that needs no plan; ``None`` for every other one."""
+        """The row of an object whose keys are FlagEmbedding's; ``None`` for any other value, which needs a plan."""
         if self.columns or not isinstance(value, Mapping):
             return None
         if self._strict:
@@ -75,6 +71,11 @@ class Normaliser:
             if len(self._plans) < 1000:  # a file whose every row has other keys must not fill the memory
                 self._plans[names] = found
         return found.shape, _planned(value, found), found.used
+
+
+def most_frequent(shapes: Mapping[str, int]) -> str:
+    """The three shapes that most rows have, for the user."""
+    return ", ".join(sorted(shapes, key=lambda name: -shapes[name])[:3])
 
 
 def is_flagembedding(value: Any) -> bool:
@@ -143,7 +144,7 @@ def _at(value: Mapping[str, Any], name: str) -> Any:
 
 
 def _with_score(fields: dict[str, Any]) -> dict[str, Any]:
-    """The one score of a pair as its positive's."""
+    """Turns the one score of a pair into its positive's score."""
     score = fields.pop("score", None)
     if score is None:
         return fields

@@ -1,4 +1,4 @@
-"""Sources as rows: JSON Lines and BEIR folders are read where they are, everything else from a table in the cache."""
+"""Opens sources as rows: JSON Lines and BEIR folders are read where they are, all else from a table in the cache."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embed_core.datasets.sources.jsonl import JsonlRows
 from embed_data.formats.convert import VERSION, read_source
 from embed_data.formats.decompress import compression, opened
 from embed_data.formats.detect import Source, find
-from embed_data.formats.normalize import Normaliser
+from embed_data.formats.normalize import Normaliser, most_frequent
 
 if TYPE_CHECKING:
     from embed_core.context import BuildContext
@@ -43,15 +43,15 @@ class LinesInPlace(JsonlRows):
         self._describe()
 
     def digest(self) -> str:
-        """Of the file's bytes and of the columns that are read."""
+        """Digest of the file's bytes, and of the columns where the config maps them."""
         return super().digest() if not self._normaliser.columns else f"{super().digest()}|{self._read_as}"
 
     def table_key(self) -> str | None:
-        """The content and the way it is read."""
+        """A digest of the content, and how it is read."""
         return f"lines|{VERSION}|{ROW_VERSION}|{self._read_as}|{super().digest()}"
 
     def _describe(self) -> None:
-        self.format = f"JSONL, {self._normaliser.described()}"
+        self.format = f"JSONL, {most_frequent(self._normaliser.shapes)}"
 
 
 def open_sources(

@@ -1,4 +1,4 @@
-"""What every format is first read into."""
+"""Records: what the reader of every format yields."""
 
 from __future__ import annotations
 

@@ -9,7 +9,7 @@ from embed_core.errors import DataError, json_type
 
 SHAPE = "ms-swift rows"
 COLUMNS = frozenset(("messages", "positive_messages", "negative_messages"))
-"""What a row is made of, besides a pair's ``label``."""
+"""The columns of a row, besides a pair's ``label``."""
 _MEDIA = ("images", "videos", "audios")
 
 
@@ -19,7 +19,7 @@ def is_swift(value: Mapping[str, Any]) -> bool:
 
 
 def swift_row(value: Mapping[str, Any]) -> dict[str, Any]:
-    """As a FlagEmbedding row; a system message of the query is its prompt. Raises DataError without a place.
+    """The same as a FlagEmbedding row; a query's system message is its prompt. Raises DataError without a place.
 
     The texts of a conversation's messages are joined by line breaks. A ``label`` that is a number is the score of the
     pair of a row without negatives.

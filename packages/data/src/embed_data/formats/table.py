@@ -109,7 +109,7 @@ def _numbered(batches: Iterator[pa.RecordBatch]) -> Records:
 
 @contextmanager
 def _blamed(path: Path, what: str) -> Iterator[None]:
-    """Arrow's errors as one line about the file."""
+    """Turns Arrow's errors into one line about the file."""
     import pyarrow as pa
 
     try:

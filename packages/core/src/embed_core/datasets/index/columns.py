@@ -79,14 +79,14 @@ class ColumnWriter:
         _guarded(self.path, lambda: _write_all(file.fileno(), data))
 
     def finish(self) -> Column:
-        """The column as it was written."""
+        """Close the file, and return the column that was written."""
         if self._file is None or self.path is None:
             return Column(np.concatenate([np.empty(0, self.dtype), *self._parts]), self.dtype.str)
         self._file.close()
         return Column(self.path, self.dtype.str)
 
     def close(self) -> None:
-        """Let go of the file."""
+        """Close the file."""
         if self._file is not None:
             self._file.close()
 

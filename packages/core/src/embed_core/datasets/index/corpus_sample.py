@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embed_core.datasets.index.rows import Catalogue
 
 CANDIDATES = 1 << 16
-"""Hashes kept of a pass over all of them; four times as many where these were too few."""
+"""Hashes kept in a pass over all of them; four times as many are kept where these were too few."""
 FIRST_READ = 1 << 10
 """Texts read at first; four times as many each time."""
 
@@ -38,7 +38,7 @@ class TrainingTexts:
     def sample(self, max_characters: int) -> tuple[list[str], str]:
         """The texts with the smallest hashes, up to ``max_characters`` in all, and a digest of all the texts.
 
-        The same that going through all of them would find (:mod:`embed_core.models.from_scratch.unigram`), from the
+        A pass over all texts would find the same (:mod:`embed_core.models.from_scratch.unigram`), from the
         hashes that were made when the rows were validated. At least one text, where one is not blank.
         """
         candidates, kept = CANDIDATES, _Sample(max_characters)
@@ -96,7 +96,7 @@ class _Sample:
         self._left = max_characters
 
     def add(self, texts: Iterable[str]) -> None:
-        """The next ones; none any more from the first that does not fit."""
+        """Take the next texts, up to the first that does not fit."""
         for text in texts:
             self.seen += 1
             if self.full or not text.strip():

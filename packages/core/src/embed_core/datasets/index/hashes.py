@@ -1,4 +1,4 @@
-"""What a dataset has to know of every row at once: hashes of its texts, made in the pass that validates all rows."""
+"""Hashes of every row's texts, made while all rows are validated: for samplers, the held-out split, text samples."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class RowTable:
         return len(self.tied)
 
     def identities(self, index: int) -> NDArray[np.uint64]:
-        """What ties one row to others: query, positives, external ids of the positives."""
+        """Hashes of a row's query, positives and their external ids, which tie it to rows that have them too."""
         start = self.text_starts[index]
         texts = self.texts.slice(start, start + self.tied[index])
         if not len(self.keys):
@@ -138,7 +138,7 @@ class _Lists:
         self._ends.append(self._done)
 
     def flush(self) -> None:
-        """Write what has come together."""
+        """Write the lists that were added since the last call."""
         self._values.extend(np.frombuffer(b"".join(self._hashes), dtype=np.uint64))
         self._starts.extend(np.array(self._ends, dtype=np.int64))
         self._hashes.clear()

@@ -1,4 +1,4 @@
-"""Where the JSON objects of a file begin: found in one pass, kept for the next run where the file is large."""
+"""Indexes where the JSON objects of a file begin, in one pass; the index of a large file is kept for the next run."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ KEPT_FROM = 16 << 20
 BLOCK = 4 << 20
 """Bytes read at a time."""
 EDGE = 1 << 16
-"""Bytes of either end of a file that are part of what an index is found by."""
+"""Bytes of each end of a file that are hashed into the key of its index."""
 VERSION = 1
 SCHEMA = {"starts": "int64", "ends": "int64", "shift_from": "int64", "shift": "int64"}
 
@@ -93,7 +93,7 @@ class _Shifts:
         self._count, self._now = 0, 0
 
     def add(self, lines: NDArray[np.int64]) -> None:
-        """Line numbers of the next objects."""
+        """Add the line numbers of the next objects."""
         shifts = lines - np.arange(self._count + 1, self._count + 1 + len(lines))
         changed = np.flatnonzero(np.diff(shifts, prepend=self._now))
         if len(changed):

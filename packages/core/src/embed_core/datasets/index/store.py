@@ -31,15 +31,15 @@ LEFTOVER_SECONDS = 24 * 3600
 
 @dataclass(frozen=True)
 class Table:
-    """Columns, and what else is to be remembered of them."""
+    """Columns, and facts about them."""
 
     columns: Mapping[str, Column]
     facts: Mapping[str, Any]
 
 
 def facts(folder: Path) -> dict[str, Any] | None:
-    """What was noted of ``folder``; ``None`` where it is not there or one of its files has another size. The month
-    after which an unused folder is removed begins again."""
+    """The facts that ``folder`` was kept with; ``None`` where it is not there or one of its files has another size.
+    The month after which an unused folder is removed begins again."""
     try:
         manifest = json.loads((folder / MANIFEST).read_text(encoding="utf-8"))
         sizes, noted = manifest["sizes"], manifest["facts"]
@@ -122,7 +122,7 @@ def _new(home: Path) -> Iterator[Path]:
 
 
 def _keep(made: Path, folder: Path, noted: Mapping[str, Any]) -> None:
-    """Turn ``made`` into ``folder``, with what is to be known of it. Another process that was faster wins."""
+    """Rename ``made`` to ``folder``, with a manifest of ``noted`` and all sizes. A process that was faster wins."""
     sizes = {path.name: path.stat().st_size for path in sorted(made.iterdir())}
     (made / MANIFEST).write_text(json.dumps({"facts": dict(noted), "sizes": sizes}), encoding="utf-8")
     if facts(folder) is not None:
@@ -144,7 +144,7 @@ def _checksum(path: Path) -> int:
 
 
 def _clear(home: Path) -> None:
-    """Remove what is old: its files stay readable for a run that has them open."""
+    """Remove old folders. A run that has their files open can still read them."""
     now = time.time()
     for folder in home.iterdir():
         hidden = folder.name.startswith(".")

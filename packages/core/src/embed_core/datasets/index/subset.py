@@ -1,4 +1,4 @@
-"""Which rows of the sources are training rows: by position, without a list of them."""
+"""The numbers of the training rows, computed from their position: no list of them is held."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ if TYPE_CHECKING:
 
 
 class Selection:
-    """The numbers from 0 to ``total`` without those of ``left_out`` (ascending), of these ``limit`` evenly spread.
+    """The numbers below ``total`` that are not in ``left_out`` (ascending); at most ``limit`` of them, evenly spread.
 
-    Memory grows with what is left out alone.
+    Memory grows with the length of ``left_out`` only.
     """
 
     def __init__(self, total: int, left_out: NDArray[np.int64], limit: int | None = None) -> None:

@@ -1,4 +1,4 @@
-"""JSON Lines and JSON arrays that stay on disk: their objects by number, and rows made of them."""
+"""JSON Lines and JSON arrays that stay on disk: access to their objects by number, and rows made of them."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from embed_core.datasets.sources.base import RowSource
 from embed_core.errors import DataError, did_you_mean, json_type
 
 if TYPE_CHECKING:
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from pathlib import Path
 
 SUFFIXES = (".jsonl", ".json")
@@ -62,7 +62,7 @@ class JsonlFile:
         return self._parsed(read_at(self._file.fileno(), start, end - start), index)
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        """All objects, with few reads."""
+        """All objects in order, in few large reads."""
         first = 0
         while first < len(self):
             bounds = self._bounds(first)
@@ -127,30 +127,30 @@ class JsonlRows(RowSource):
         return parse_row(value, place)
 
     def row(self, index: int) -> Row:
-        """Raises DataError with ``file:line``."""
+        """Read and validate row ``index``. Raises DataError with ``file:line``."""
         return self.parse(self._file[index], self._file.place(index))
 
     def rows(self) -> Iterator[Row]:
-        """All rows in order, with few reads. Raises DataError like :meth:`row`."""
+        """All rows in order, in few large reads. Raises DataError like :meth:`row`."""
         return (self.parse(value, self._file.place(index)) for index, value in enumerate(self._file))
 
     def digest(self) -> str:
-        """Of the file's bytes."""
+        """Hex digest of the file's bytes."""
         return self._file.digest()
 
     def table_key(self) -> str | None:
-        """The content and the way it is read."""
+        """A digest of the content, and how it is read."""
         return f"flagembedding|{ROW_VERSION}|{self.digest()}"
 
 
-def checked_path(path: Path) -> Path:
-    """``path``, which exists. Raises DataError that names the closest of its siblings."""
+def checked_path(path: Path, is_data: Callable[[Path], bool] = lambda path: path.suffix in SUFFIXES) -> Path:
+    """``path``, which exists. Raises DataError that names the closest folder or data file beside it."""
     if path.exists():
         return path
     parent = path.parent
     if not parent.is_dir():
         raise DataError(f"{path}: no such file or folder: {parent} does not exist either")
-    siblings = sorted(p.name for p in parent.iterdir() if p.is_dir() or p.suffix in SUFFIXES)
+    siblings = sorted(p.name for p in parent.iterdir() if p.is_dir() or is_data(p))
     hint = did_you_mean(path.name, siblings)
     if hint.startswith("one of") and len(siblings) > 10:
         hint = f"{parent} has {', '.join(siblings[:10])}, … ({len(siblings)} in all)"
