@@ -133,9 +133,7 @@ def texts_file(tmp_path: Path) -> Path:
     return path
 
 
-PROGRAM = (
-    "from embed_distill.teacher.local import precompute as p; p.BLOCK = 256; from embed_cli.main import main; main()"
-)
+PROGRAM = "from embed_distill.teacher import precompute as p; p.BLOCK = 256; from embed_cli.main import main; main()"
 """The command, with a block of which a tiny teacher computes a dozen in some time."""
 
 
