@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.datasets import catalogue, line_index, row_table, shared_ids, training_texts
 from embed_core.datasets.config import RetrievalConfig
 from embed_core.datasets.held_out import choose_held_out, row_identities
@@ -25,7 +26,6 @@ from embed_core.datasets.selection import Selection
 from embed_core.datasets.shared_ids import blocks_of, distinct, repetitions
 from embed_core.errors import DataError
 from embed_core.models.from_scratch.unigram import _sample
-from embed_core.registry import Registry
 
 
 @pytest.fixture
@@ -251,9 +251,9 @@ def test_the_choice_of_rows_held_out_stays_what_it_was():
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.datasets.config import RetrievalConfig
-from embed_core.registry import Registry
+from embed_core.config.registry import Registry
 from embed_core.samplers.config import NoDuplicatesConfig
 import numpy as np
 from embed_core.datasets import line_index, row_table

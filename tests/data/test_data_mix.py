@@ -16,10 +16,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_core.batch.collate import share
-from embed_core.config import document, load
-from embed_core.context import BuildContext
+from embed_core.config import document
+from embed_core.config.context import BuildContext
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.errors import ConfigError, DataError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.samplers.by_source import BySourceSampler
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler
 from embed_core.samplers.shuffled import ShuffledSampler
@@ -371,7 +373,7 @@ def test_faults_of_a_dataset_yaml_are_told_with_its_lines(text: str, message: st
     registry = activate(["data"])[1]
     run = document.parse(f"dataset_config: {path}", "train.yaml")
     with pytest.raises(ConfigError) as caught:
-        load.resolve(registry, load.Request(registry.recipe("data"), run))
+        resolve_run(registry, Request(registry.recipe("data"), run))
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 

@@ -20,7 +20,7 @@ import torch
 
 from embed_core.datasets.held_out import row_identities
 from embed_core.datasets.rows import parse_row
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import build
 from embed_core.testing.fixtures import embed_context, embed_registry
 from embed_data.readers import json_records
@@ -311,7 +311,7 @@ def test_beir_folders_as_the_core_reads_them(tmp_path: Path, opened: Callable[..
 
 
 def dataset_context(tmp_path: Path) -> Any:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
 
     return BuildContext(activate(["data"])[1], cache_dir=tmp_path / "core", announce=lambda _: None)
 

@@ -14,7 +14,7 @@ import yaml
 
 from embed_cli.main import main
 from embed_cli.run_command import COMMAND_LINE
-from embed_core.config.shipped import find_config, shipped_configs
+from embed_core.config.presets import find_config, shipped_configs
 from embed_core.distributed.process_group import leave
 from embed_core.export.layout import write_directory
 from embed_core.models.from_scratch.config import EncoderShape

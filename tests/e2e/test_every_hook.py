@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.hookspecs import hookspec  # noqa: F401 - the name the plugin below is written against
+from embed_core.plugin.hookspecs import hookspec  # noqa: F401 - the name the plugin below is written against
 
 PLUGIN = '''
 import json
@@ -18,10 +18,8 @@ import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from embed_core.config.base import (
-    CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, Recipe, SamplerConfig,
-)
-from embed_core.hookspecs import hookimpl
+from embed_core import CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, Recipe, SamplerConfig
+from embed_core import hookimpl
 
 EMBED_REQUIRES = ("hello",)
 LOG = Path(os.environ["EVERY_HOOK_LOG"])

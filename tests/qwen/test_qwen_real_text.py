@@ -15,8 +15,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from embed_core.context import BuildContext
-from embed_core.registry import Registry
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_data.config import FileConfig
 
 XQUAD = Path(os.environ.get("EMBED_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "xquad"

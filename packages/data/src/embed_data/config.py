@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from embed_core.config.base import DatasetConfig, resolved_path
+from embed_core.config.component import DatasetConfig, resolved_path
 from embed_core.datasets.config import RetrievalConfig, RetrievalFields
 from embed_core.errors import ConfigError, DataError
 from embed_data.readers.config import FileFields
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
 
 PYDOCS = "pydocs"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 from embed_core.datasets.columns import read_at
 from embed_core.datasets.line_index import json_cause, open_index
 from embed_core.errors import DataError, did_you_mean

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 from embed_core.datasets.catalogue import Catalogue
 from embed_core.datasets.draw import DrawOptions, draw_example
 from embed_core.datasets.held_out import retrieval_set

@@ -18,7 +18,7 @@ from embed_data.readers.convert import read_source
 from embed_data.readers.detect import find
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.datasets.rows import Row
     from embed_data.readers.config import FileFields
     from embed_data.readers.convert import Read

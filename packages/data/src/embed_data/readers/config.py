@@ -6,7 +6,7 @@ from typing import Literal
 
 from pydantic import Field, field_validator
 
-from embed_core.config.base import Section
+from embed_core.config.component import Section
 from embed_core.errors import did_you_mean
 
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "datasets"]

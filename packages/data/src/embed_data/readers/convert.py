@@ -20,7 +20,7 @@ from embed_data.readers.normal import Normaliser
 from embed_data.readers.table import Table, TableWriter
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_data.readers.config import FileFields
     from embed_data.readers.detect import Source
 

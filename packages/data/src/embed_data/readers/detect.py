@@ -8,7 +8,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_core.config.base import resolved_path
+from embed_core.config.component import resolved_path
 from embed_core.datasets import beir
 from embed_core.errors import ConfigError, DataError, did_you_mean
 from embed_data.readers import csv_records, json_records, table_records
