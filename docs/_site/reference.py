@@ -15,10 +15,10 @@ from typing import Any
 from commands import commands_page
 from schema_tables import Tables, described, literal_blocks, roles
 
-from embed_core import hookspecs
+from embed_core.config.registry import SLOTS, Registry
 from embed_core.config.schema import recipe_schema, run_schema
-from embed_core.plugins import activate
-from embed_core.registry import SLOTS, Registry
+from embed_core.plugin import hookspecs
+from embed_core.plugin.manager import activate
 
 ROOT = Path(__file__).resolve().parents[2]
 PAGES = {

@@ -14,14 +14,14 @@ import torch
 from embed_bge.recipe import BGERecipe
 from embed_core.batch.collate import draw_examples, make_host_batch
 from embed_core.batch.global_batch import GlobalBatch
+from embed_core.config.context import BuildContext
 from embed_core.config.document import overrides
-from embed_core.config.load import Request, resolve
-from embed_core.context import BuildContext
+from embed_core.config.resolve import Request, resolve
 from embed_core.datasets.wrappers import check_loss
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.types import Batch, Embeddings, Encoded
 
 CALL = (

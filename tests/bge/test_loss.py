@@ -14,11 +14,11 @@ from torch import Tensor
 
 from embed_bge.loss_config import BGEUnifiedConfig
 from embed_core import embeddings as ops
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
 from embed_core.protocols import Loss
-from embed_core.registry import Registry
 from embed_core.testing.losses import check_loss
 from embed_core.types import Batch, Embeddings, MultiVectors, SparseVectors, Targets
 

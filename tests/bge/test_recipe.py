@@ -11,10 +11,10 @@ import pytest
 
 from embed_bge.recipe import BGERecipe
 from embed_core.config.document import overrides
-from embed_core.config.load import Request, resolve
+from embed_core.config.resolve import Request, resolve
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 
 
 @pytest.fixture(scope="module")

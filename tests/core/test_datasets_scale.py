@@ -15,7 +15,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.datasets import dedup
 from embed_core.datasets.config import RetrievalConfig
 from embed_core.datasets.dedup import blocks_of, distinct, repetitions
@@ -27,7 +28,6 @@ from embed_core.datasets.row import parse_row
 from embed_core.datasets.split import choose_held_out, row_identities
 from embed_core.errors import DataError
 from embed_core.models.from_scratch.unigram import _sample
-from embed_core.registry import Registry
 
 
 @pytest.fixture
@@ -253,9 +253,9 @@ def test_the_choice_of_rows_held_out_stays_what_it_was():
 MEASURE = """
 import resource, sys
 from pathlib import Path
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.datasets.config import RetrievalConfig
-from embed_core.registry import Registry
+from embed_core.config.registry import Registry
 from embed_core.samplers.config import NoDuplicatesConfig
 import numpy as np
 from embed_core.datasets.index import hashes, offsets

@@ -261,7 +261,7 @@ def test_a_way_the_model_does_not_have(data: SimpleNamespace, model: Path) -> No
 def test_a_run_s_output_directory_needs_no_plugin(data: SimpleNamespace, model: Path) -> None:
     """What a run leaves says how its model is built: its own pooling, not the recipe's default."""
     from embed_cli.run_command import RunRequest, resolve
-    from embed_core.config.load import plain
+    from embed_core.config.resolve import plain
 
     fixed = ("model.sentence_pooling_method=mean", "model.query_max_len=5", "engine.precision=fp32")
     run, _, _ = resolve(RunRequest(("bge",), None, fixed), 1)

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 import pytest
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError, DataError
-from embed_core.registry import Registry
 from embed_data.config import AutoConfig, PydocsConfig
 from embed_data.pydocs.corpus import family
 from embed_data.pydocs.packages import find_packages

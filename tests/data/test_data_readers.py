@@ -21,7 +21,7 @@ import torch
 from embed_core.datasets.dedup import Seen
 from embed_core.datasets.row import parse_row
 from embed_core.datasets.split import row_identities
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import build
 from embed_core.testing.fixtures import embed_context, embed_registry
 from embed_data.formats import json as json_records
@@ -312,7 +312,7 @@ def test_beir_folders_as_the_core_reads_them(tmp_path: Path, opened: Callable[..
 
 
 def dataset_context(tmp_path: Path) -> Any:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
 
     return BuildContext(activate(["data"])[1], cache_dir=tmp_path / "core", announce=lambda _: None)
 

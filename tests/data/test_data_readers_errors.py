@@ -13,10 +13,10 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import DataError, EmbedError
-from embed_core.plugins import activate
-from embed_core.registry import Registry
+from embed_core.plugin.manager import activate
 from embed_core.testing import build
 from embed_data.formats import decompress
 from embed_data.formats.convert import TableRows, read_source

@@ -16,12 +16,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
+from embed_core.config.context import BuildContext
 from embed_core.config.document import Document
-from embed_core.config.load import Request, resolve
-from embed_core.context import BuildContext
+from embed_core.config.resolve import Request, resolve
 from embed_core.datasets.retrieval import RetrievalDataset
 from embed_core.errors import ConfigError, DataError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_data.config import FileConfig
 
 PAIRS = [{"anchor": f"where is number {n}?", "positive": f"Number {n} is here."} for n in range(24)]

@@ -10,11 +10,13 @@ from typing import Any
 import pytest
 import yaml
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.registry import Registry
+from embed_core.config.resolve import Request, plain
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
-from embed_core.registry import Registry
+from embed_core.plugin.manager import activate
 from embed_core.testing import check_plugin
 from embed_distill.models.width import dense_width
 from embed_distill.recipe.naming import student_name
@@ -74,14 +76,14 @@ def resolve(registry: Registry, tmp_path: Path) -> Any:
             path = tmp_path / f"{name}.yaml"
             path.write_text(text, encoding="utf-8")
             given = document.read(path)
-        request = load.Request(
+        request = Request(
             registry.recipe("distill"),
             given,
             overrides=document.overrides(list(settings)),
             flags={"plugins": ["distill"], **options.pop("flags", {})},
             **options,
         )
-        return load.plain(load.resolve(registry, request))
+        return plain(resolve_run(registry, request))
 
     return call
 
@@ -298,8 +300,8 @@ def test_sanity_keeps_what_the_user_set(resolve: Any) -> None:
 
 def test_what_a_run_writes_down_is_the_same_run(resolve: Any, registry: Registry) -> None:
     run = resolve("model.use_projection=false", "training.save_to_artifacts=true")
-    again = load.resolve(registry, load.Request(None, document.Document(data=run)))
-    assert load.plain(again) == run
+    again = resolve_run(registry, Request(None, document.Document(data=run)))
+    assert plain(again) == run
 
 
 @pytest.mark.parametrize(
@@ -451,4 +453,4 @@ def test_the_page_s_configs_load(resolve: Any) -> None:
 
 
 def test_run_config_is_what_it_compiles_to(registry: Registry) -> None:
-    assert isinstance(load.resolve(registry, load.Request(registry.recipe("distill"))), RunConfig)
+    assert isinstance(resolve_run(registry, Request(registry.recipe("distill"))), RunConfig)

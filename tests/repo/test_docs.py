@@ -39,8 +39,9 @@ def test_code_of_the_guide_is_the_example_s() -> None:
 
 def test_keys_of_documented_overrides_exist() -> None:
     """Every ``--set a.b=c`` of the pages, for the plugin of its command, resolves as a run."""
-    from embed_core.config import document, load
-    from embed_core.plugins import activate
+    from embed_core.config import document
+    from embed_core.config.resolve import Request, resolve
+    from embed_core.plugin.manager import activate
 
     seen = 0
     for page in PAGES:
@@ -51,10 +52,10 @@ def test_keys_of_documented_overrides_exist() -> None:
                 for quoted, bare in re.findall(r"--set (?:'([^']*)'|(\S*'[^']*'|\S+))", rest.split("#")[0])
             ]
             _, registry = activate([plugin])
-            request = load.Request(
+            request = Request(
                 registry.recipe(plugin), overrides=document.overrides([p.replace("'", "") for p in pairs])
             )
-            load.resolve(registry, request)
+            resolve(registry, request)
             seen += 1
     assert seen >= 4
 

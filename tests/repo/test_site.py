@@ -11,9 +11,9 @@ from typing import Any
 import pytest
 import yaml
 
+from embed_core.config.registry import SLOTS
 from embed_core.config.run import RunConfig
-from embed_core.hookspecs import embed_step_ended
-from embed_core.registry import SLOTS
+from embed_core.plugin.hookspecs import embed_step_ended
 
 ROOT = Path(__file__).resolve().parents[2]
 KIND = re.compile(r"^## `([\w-]+)` \{ #[\w-]+ \}\n(.*?)(?=^## |\Z)", flags=re.MULTILINE | re.DOTALL)

@@ -9,8 +9,8 @@ from typing import Any, ClassVar, Literal, Self
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from embed_bge.defaults import FINE_TUNING, SCRATCH, Defaults
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 
 PYDOCS = "pydocs"
@@ -162,7 +162,7 @@ class BGERecipe(Recipe):
         return self
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         defaults = SCRATCH if self._model_name() == FROM_SCRATCH else FINE_TUNING
         output = {} if self.output_dir is None else {"output_dir": str(self.output_dir)}
         rows = self.per_device_train_batch_size or defaults.per_device_train_batch_size

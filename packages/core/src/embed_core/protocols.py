@@ -1,6 +1,6 @@
 """The six component interfaces. Structural: a plugin's classes need not inherit from anything here.
 
-A component is built from its config (see :mod:`embed_core.config.base`); ``Model`` and ``Loss`` are also
+A component is built from its config (see :mod:`embed_core.config.component`); ``Model`` and ``Loss`` are also
 ``torch.nn.Module``. Every stateful component has ``state_dict`` / ``load_state_dict``.
 """
 

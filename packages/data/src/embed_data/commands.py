@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_data.mix.config import MixConfig
 
 app = typer.Typer(help="Look at training data without training.", no_args_is_help=True)
@@ -105,9 +105,9 @@ def _context(seed: int = 42, *, quiet: bool = False) -> BuildContext:
     """Every installed plugin's kinds are known that works: a mix may name any."""
     import sys
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.errors import EmbedError
-    from embed_core.plugins import activate, discover
+    from embed_core.plugin.manager import activate, discover
 
     names = ["data"]
     for name in sorted(set(discover()) - {"data"}):

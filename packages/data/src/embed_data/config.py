@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from embed_core.config.base import DatasetConfig, resolved_path
+from embed_core.config.component import DatasetConfig, resolved_path
 from embed_core.datasets.config import RetrievalFields
 from embed_core.errors import ConfigError, DataError
 from embed_data.formats.options import FileFields
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
 
 PYDOCS = "pydocs"

@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
-from embed_core.config.load import SANITY
+from embed_core.config.recipe import Recipe
+from embed_core.config.resolve import SANITY
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_data.config import PYDOCS
 
@@ -135,7 +135,7 @@ class DataRecipe(Recipe):
         return self
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         run = self._run(world_size)
         if self.sanity_test:
             small = {**SANITY, "sampler": {"batch_size": max(SANITY_ROWS, world_size)}}

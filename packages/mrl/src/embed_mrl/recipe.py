@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
@@ -135,7 +135,7 @@ class MRLRecipe(Recipe):
         return bf16
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         output = {} if self.output_dir is None else {"output_dir": str(self.output_dir)}
         rows = self.per_device_train_batch_size or (64 if self._scratch else 32)
         return {

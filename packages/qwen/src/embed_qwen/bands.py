@@ -14,7 +14,7 @@ from embed_core.errors import ConfigError, DataError
 from embed_core.utils.hashing import identity
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.datasets.row import Row
     from embed_core.protocols import Announce
     from embed_qwen.curriculum_config import BandedConfig, DifficultyConfig

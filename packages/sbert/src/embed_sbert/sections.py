@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from pydantic import ConfigDict, Field, field_validator, model_validator
 
-from embed_core.config.base import Section
+from embed_core.config.component import Section
 from embed_core.config.run import TrainConfig
 
 PYDOCS = "pydocs"

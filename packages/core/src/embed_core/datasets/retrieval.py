@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 from embed_core.datasets.index.corpus_sample import TrainingTexts
 from embed_core.datasets.index.rows import Catalogue
 from embed_core.datasets.index.subset import Selection

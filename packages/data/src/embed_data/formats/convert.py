@@ -20,7 +20,7 @@ from embed_data.formats.bad_rows import BadRows
 from embed_data.formats.normalize import Normaliser, check_characters, most_frequent
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_data.formats.detect import Source
     from embed_data.formats.options import FileFields
 

@@ -9,7 +9,7 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_core.config.base import resolved_path
+from embed_core.config.component import resolved_path
 from embed_core.datasets.sources import beir
 from embed_core.datasets.sources.jsonl import checked_path
 from embed_core.errors import ConfigError, DataError

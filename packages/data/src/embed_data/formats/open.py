@@ -17,7 +17,7 @@ from embed_data.formats.detect import Source, find
 from embed_data.formats.normalize import Normaliser, most_frequent
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_data.formats.columns import Columns
     from embed_data.formats.options import FileFields
 

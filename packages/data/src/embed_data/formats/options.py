@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationError, field_validator
 
-from embed_core.config.base import Section
+from embed_core.config.component import Section
 from embed_core.errors import ConfigError, did_you_mean
 
 Format = Literal["auto", "jsonl", "json", "csv", "tsv", "parquet", "arrow", "beir", "datasets"]

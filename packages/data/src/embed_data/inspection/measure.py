@@ -21,7 +21,7 @@ from embed_data.formats.open import open_source
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.datasets.row import Row
     from embed_core.datasets.sources.base import RowSource
     from embed_data.formats.detect import Source

@@ -21,7 +21,7 @@ from embed_data.mix.dataset import MixDataset, Part
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.datasets.sources.base import RowSource
     from embed_core.protocols import Dataset
     from embed_data.mix.config import MixConfig, SourceConfig

@@ -17,7 +17,7 @@ from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
 from embed_data.mix.dataset import MixDataset
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_data.mix.loss_config import BySourceLossConfig
 
 

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping
     from pathlib import Path
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.datasets.sampling import DrawOptions
     from embed_data.pydocs.packages import Package
 

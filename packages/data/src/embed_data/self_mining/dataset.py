@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from embed_core.config.base import resolved_path
+from embed_core.config.component import resolved_path
 from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.datasets.wrappers import ChangedRows, HasRows, with_rows
 from embed_core.embeddings import to_float32
@@ -28,7 +28,7 @@ from embed_data.mining.select.miner import MiningBlocks
 from embed_data.mining.select.screen import Screen
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.datasets.row import Row
     from embed_core.protocols import Encoder
     from embed_core.types import Role

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, Field
 
-from embed_core.config.base import DatasetConfig
+from embed_core.config.component import DatasetConfig
 from embed_distill.teacher.config import TeacherConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
     from embed_distill.datasets.with_teacher import WithTeacher
 

@@ -7,7 +7,7 @@ from typing import Any, Literal
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from embed_core.config.base import Section
+from embed_core.config.component import Section
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_distill.models.width import dense_width
 

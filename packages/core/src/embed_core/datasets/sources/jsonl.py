@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 from embed_core.datasets.index.columns import read_at
 from embed_core.datasets.index.offsets import json_cause, open_index
 from embed_core.datasets.row import ROW_VERSION, Row, parse_row

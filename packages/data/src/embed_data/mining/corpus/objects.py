@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 from embed_core.datasets.index import store
 from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError

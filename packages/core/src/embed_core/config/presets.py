@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from embed_core.config.base import Recipe
+from embed_core.config.recipe import Recipe
 from embed_core.errors import ConfigError
 
 SUFFIXES = (".yaml", ".yml", ".json")

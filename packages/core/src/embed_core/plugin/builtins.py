@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embed_core.config.base import (
+from embed_core.config.component import (
     CheckpointConfig,
     DatasetConfig,
     EvaluatorConfig,
@@ -12,7 +12,7 @@ from embed_core.config.base import (
     ModelConfig,
     SamplerConfig,
 )
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 
 @hookimpl

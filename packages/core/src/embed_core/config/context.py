@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING
 from embed_core.protocols import Announce, Dataset, Encoder, Model
 
 if TYPE_CHECKING:
-    from embed_core.config.base import DatasetConfig
-    from embed_core.registry import Registry
+    from embed_core.config.component import DatasetConfig
+    from embed_core.config.registry import Registry
 
 
 def cache_root() -> Path:

@@ -11,9 +11,9 @@ from typing import Any, Literal
 
 import pluggy
 
-from embed_core import hookspecs
+from embed_core.config.registry import Registry
 from embed_core.errors import EmbedError, PluginError, did_you_mean
-from embed_core.registry import Registry
+from embed_core.plugin import hookspecs
 
 GROUP = "embed"
 SLOT_HOOKS = {
@@ -97,7 +97,7 @@ def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
     Raises PluginError for a name that is not installed, a module that cannot be imported, a hook with an unknown name
     or arguments, or an answer that is not what the hook asks for.
     """
-    from embed_core import builtins
+    from embed_core.plugin import builtins
 
     installed = discover()
     manager, registry = plugin_manager(), Registry()
@@ -196,7 +196,7 @@ def _answer(manager: pluggy.PluginManager, plugin: Installed, module: Any, hook:
 
 
 def _check_class(plugin: Installed, hook: str, config: Any, slot: str) -> None:
-    from embed_core.config.base import SLOT_BASES
+    from embed_core.config.component import SLOT_BASES
 
     base = SLOT_BASES[slot]
     if not (inspect.isclass(config) and issubclass(config, base)):
@@ -207,7 +207,7 @@ def _check_class(plugin: Installed, hook: str, config: Any, slot: str) -> None:
 
 
 def _check_recipe(plugin: Installed, recipe: Any) -> None:
-    from embed_core.config.base import Recipe
+    from embed_core.config.recipe import Recipe
 
     if not (inspect.isclass(recipe) and issubclass(recipe, Recipe) and isinstance(getattr(recipe, "name", None), str)):
         raise PluginError(

@@ -14,15 +14,15 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
-    from embed_core.config.base import (
+    from embed_core.config.component import (
         CheckpointConfig,
         DatasetConfig,
         EvaluatorConfig,
         LossConfig,
         ModelConfig,
-        Recipe,
         SamplerConfig,
     )
+    from embed_core.config.recipe import Recipe
     from embed_core.events import RunEvent, StepEvent
 
 API_VERSION = 1

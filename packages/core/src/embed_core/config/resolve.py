@@ -5,17 +5,18 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from types import UnionType
-from typing import Any, TypeVar, Union, get_args, get_origin
+from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from embed_core.config.base import CheckpointConfig, Component, Recipe, SamplerConfig
-from embed_core.config.document import Document, KeyPath, lay_over
+from embed_core.config.addons import check_kinds, taught
+from embed_core.config.component import CheckpointConfig, SamplerConfig
+from embed_core.config.document import Document, lay_over
+from embed_core.config.messages import messages, place_of
+from embed_core.config.recipe import Recipe
+from embed_core.config.registry import Registry
 from embed_core.config.run import RunConfig
-from embed_core.config.taught import check_kinds, taught
-from embed_core.errors import ConfigError, EmbedError, did_you_mean
-from embed_core.registry import Registry
+from embed_core.errors import ConfigError, did_you_mean
 
 ModelT = TypeVar("ModelT", bound=BaseModel)
 
@@ -68,7 +69,7 @@ def _taught(config: RunConfig, recipe: Recipe | None, layers: Sequence[Document]
     teacher = None if recipe is None else recipe.teacher()
     if recipe is None or teacher is None:
         return config
-    check_kinds(registry, _place(("teacher_model_name",), layers), recipe.teacher_model_name)
+    check_kinds(registry, place_of(("teacher_model_name",), layers), recipe.teacher_model_name)
     return _validate(RunConfig, taught(plain(config), teacher, recipe.distillation_alpha), layers, registry)
 
 
@@ -177,77 +178,7 @@ def _validate(cls: type[ModelT], data: Mapping[str, Any], layers: Sequence[Docum
     try:
         return cls.model_validate(data, context={"registry": registry, "config_name": layers[0].name})
     except ValidationError as error:
-        lines = [_message(cls, data, fault, layers, registry) for fault in error.errors(include_url=False)]
-        raise ConfigError("\n".join(dict.fromkeys(lines))) from None
-
-
-def _message(
-    cls: type[BaseModel], data: Mapping[str, Any], fault: Any, layers: Sequence[Document], registry: Registry
-) -> str:
-    path = tuple(fault["loc"])
-    place = _place(path, layers)
-    key = ".".join(map(str, path))
-    prefix = f"{place}: {key}" if place else key
-    if fault["type"] == "extra_forbidden":
-        owner = _class_at(cls, data, path[:-1], registry)
-        known = list(owner.model_fields) if owner else []
-        return f"{prefix}: unknown key {path[-1]!r}: {did_you_mean(str(path[-1]), known)}"
-    if fault["type"] == "missing":
-        return f"{prefix}: this key is needed and missing"
-    if fault["type"] == "kind_missing":
-        slot = fault["ctx"]["slot"]
-        article = "an" if slot[0] in "aeiou" else "a"
-        return f"{prefix}: {article} {slot} needs a `kind`, one of: {', '.join(sorted(registry.kinds(slot)))}"
-    message = str(fault["msg"]).removeprefix("Value error, ")
-    if fault["type"] == "value_error":  # our own validators name the value themselves
-        return f"{prefix}: {message}" if prefix else message
-    message = message[:1].lower() + message[1:]
-    return f"{prefix}: {message}, got {_short(fault['input'])}"
-
-
-def _place(path: KeyPath, layers: Sequence[Document]) -> str:
-    """Where the faulty key was written, or the `kind` of the faulty component; the latest layer wins."""
-    tries = ((*path, "kind"), path)
-    found = (p for keys in tries for layer in reversed(layers) if (p := layer.place(keys)))
-    # A section whose keys contradict each other is written where the last of them is.
-    inside = (p for layer in reversed(layers) for at, p in reversed(layer.places.items()) if at[: len(path)] == path)
-    return next(found, "") or (next(inside, "") if path else "")
-
-
-def _class_at(cls: type[BaseModel], data: Any, path: KeyPath, registry: Registry) -> type[BaseModel] | None:
-    """The config class that validates ``data`` at ``path``: components are looked up by their ``kind``."""
-    current: Any = cls
-    for part in path:
-        if isinstance(part, str):
-            if not (isinstance(current, type) and issubclass(current, BaseModel)) or part not in current.model_fields:
-                return None
-            current = current.model_fields[part].annotation
-            data = data.get(part) if isinstance(data, Mapping) else None
-        else:
-            current = next((a for a in getattr(current, "__args__", ()) if a is not Ellipsis), None)
-            data = data[part] if isinstance(data, (list, tuple)) and part < len(data) else None
-        current = _concrete(current, data, registry)
-    return current if isinstance(current, type) and issubclass(current, BaseModel) else None
-
-
-def _concrete(annotation: Any, data: Any, registry: Registry) -> Any:
-    # Of `X | None` the X; a list's elements are looked up when the path goes into it.
-    union = get_origin(annotation) in (Union, UnionType)
-    for option in get_args(annotation) if union else (annotation,):
-        if isinstance(option, type) and issubclass(option, Component) and option.is_slot_base():
-            kind = data.get("kind") if isinstance(data, Mapping) else None
-            try:
-                return registry.get(option.slot, str(kind))
-            except EmbedError:
-                return None
-        if isinstance(option, type) and issubclass(option, BaseModel):
-            return option
-    return annotation
-
-
-def _short(value: Any) -> str:
-    text = repr(value)
-    return text if len(text) <= 80 else text[:77] + "..."
+        raise ConfigError("\n".join(messages(cls, data, error, layers, registry))) from None
 
 
 def plain(config: RunConfig) -> dict[str, Any]:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError
-from embed_core.registry import Registry
 
 DATA, LOSS = "with-teacher", "distilled"
 

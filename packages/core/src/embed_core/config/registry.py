@@ -7,7 +7,8 @@ from typing import TYPE_CHECKING
 from embed_core.errors import ConfigError, PluginError, did_you_mean
 
 if TYPE_CHECKING:
-    from embed_core.config.base import Component, Recipe
+    from embed_core.config.component import Component
+    from embed_core.config.recipe import Recipe
 
 SLOTS = ("model", "loss", "sampler", "checkpoint", "dataset", "evaluator")
 
