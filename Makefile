@@ -20,7 +20,7 @@ ARGS ?=
 .PHONY: help run install dev test test-e2e test-all golden lint format types docs bench wheels clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 run: install ## train BGE-M3 on the embedded default (about 3 minutes on 2 cores); ARGS="--set a.b=c" adds options
 	$(BIN)/embed run --plugin bge $(ARGS)
