@@ -17,7 +17,7 @@ PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
 
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-e2e test-all golden lint format types bench wheels clean distclean
+.PHONY: help run install dev test test-e2e test-all golden lint format types docs bench wheels clean distclean
 
 help: ## list the targets
 	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
@@ -42,6 +42,10 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt $(EXAMPLES:%=%/p
 	$(PIP_INSTALL) -r requirements-dev.txt $(MEMBERS:%=-e ./%) $(EXAMPLES:%=-e ./%)
 	@touch $@
 
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(PIP_INSTALL) -r requirements-docs.txt
+	@touch $@
+
 test: dev ## the tests, without those marked e2e or slow (about 6 minutes on 2 cores)
 	$(PYTEST) -m "not e2e and not slow and not gpu" $(ARGS)
 
@@ -64,6 +68,9 @@ format: dev ## ruff: mend what can be mended
 
 types: dev ## mypy, strict, on the packages
 	$(BIN)/mypy $(wildcard $(MEMBERS:%=%/src) $(EXAMPLES:%=%/src))
+
+docs: $(VENV)/.installed-docs ## build the docs site into build/site; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: dev ## side by side with sentence-transformers, FlagEmbedding and ms-swift, about an hour; ARGS="--large" adds V = 250,002, ARGS="--gpu" is for a GPU
 	$(BIN)/python -m benchmarks.run $(ARGS)

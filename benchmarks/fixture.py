@@ -31,8 +31,8 @@ def read_rows() -> tuple[str, list[Row]]:
         return "xquad", [{"query": r["query"], "pos": r["pos"][:1], "lang": r.get("lang", "")} for r in rows]
     import numpy as np
 
-    from embed_core.context import BuildContext
-    from embed_core.plugins import activate
+    from embed_core.config.context import BuildContext
+    from embed_core.plugin.manager import activate
     from embed_data.config import PydocsConfig
 
     dataset = PydocsConfig().build(BuildContext(activate(["bge"])[1]))

@@ -20,7 +20,7 @@ from benchmarks.fixture import NEGATIVES, ROOT, SEED, read_rows, tokens_per_row,
 from benchmarks.report import Measurement, case_report
 from benchmarks.vision_fixture import read_pictures, write_clip, write_pictures
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 
 TIMEOUT = 1_200
 """Seconds of one process."""

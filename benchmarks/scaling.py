@@ -20,7 +20,7 @@ from benchmarks.fixture import ROOT, read_rows, tokens_per_row, write_model, wri
 from benchmarks.report import table
 from benchmarks.run import ENVIRONMENT, hardware, order, train
 
-from embed_core.context import cache_root
+from embed_core.config.context import cache_root
 
 BATCHES = (64, 256, 1_024)
 LOSS_BATCHES = (2_048, 8_192, 32_768)
@@ -78,9 +78,9 @@ def loss(batch: int) -> tuple[float, float]:
     """CPU-seconds and largest growth of memory in MiB of one forward and backward."""
     import torch
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
     from embed_core.losses.config import InfoNCEConfig
-    from embed_core.registry import Registry
     from embed_core.testing.batches import random_batch
 
     torch.set_num_threads(1)

@@ -23,7 +23,7 @@ from typing import Any
 
 import numpy as np
 
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 BLOCK = 2_048
 BATCH = 512
@@ -135,7 +135,7 @@ Found = dict[str, list[tuple[float, float]]]
 def training(folder: Path, options: argparse.Namespace) -> Found:
     """Both arms in turn."""
     from embed_core.distributed.process_group import leave
-    from embed_core.plugins import activate
+    from embed_core.plugin.manager import activate
 
     _, registry = activate(["mrl"])
     teacher = made_teacher(folder / "teacher", registry, options)
@@ -153,7 +153,7 @@ def training(folder: Path, options: argparse.Namespace) -> Found:
 
 def made_teacher(folder: Path, registry: Any, options: argparse.Namespace) -> Path:
     """An encoder of random weights with a tokenizer of the data's texts."""
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.export.layout import write_directory
     from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 
@@ -171,8 +171,8 @@ def made_teacher(folder: Path, registry: Any, options: argparse.Namespace) -> Pa
 
 def run_config(registry: Any, folder: Path, teacher: Path, options: argparse.Namespace) -> Any:
     """The recipe `mrl` with the teacher, small, without evaluation and checkpoints."""
-    from embed_core.config import load
     from embed_core.config.document import Document
+    from embed_core.config.resolve import Request, resolve
 
     hidden, layers = options.student
     rows = options.batch_size * options.steps
@@ -188,7 +188,7 @@ def run_config(registry: Any, folder: Path, teacher: Path, options: argparse.Nam
         "tracking": {"report_to": []},
         "engine": {"precision": "fp32", "strategy": "direct"},
     }
-    config = load.resolve(registry, load.Request(registry.recipe("mrl"), Document(keys)))
+    config = resolve(registry, Request(registry.recipe("mrl"), Document(keys)))
     data: Any = config.data
     teachers = tuple(one.model_copy(update={"dtype": "fp32"}) for one in data.teachers)
     taught = data.model_copy(update={"store": str(folder / "store"), "teachers": teachers})
@@ -198,7 +198,7 @@ def run_config(registry: Any, folder: Path, teacher: Path, options: argparse.Nam
 @contextmanager
 def dataset_of(arm: str, config: Any, registry: Any, folder: Path) -> Iterator[Any]:
     """The rows with their vectors: from the store, which is filled first, or from the teacher every time."""
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_distill.datasets.with_teacher import WithTeacher
     from embed_distill.teacher.cached import Sources
 
@@ -222,7 +222,7 @@ def places(asked: Sequence[Any]) -> list[int]:
 
 def train(config: Any, dataset: Any, output: Path, clock: Clock) -> None:
     """One run, its steps timed by ``clock``."""
-    from embed_core.plugins import activate
+    from embed_core.plugin.manager import activate
     from embed_core.train.run import Options, run
 
     manager, registry = activate(["mrl"])

@@ -7,7 +7,7 @@ from typing import Any
 
 from benchmarks.clock import Clock, read_order
 
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 
 class ClockObserver:

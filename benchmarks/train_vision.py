@@ -11,8 +11,9 @@ from benchmarks.train_embed import ClockObserver
 
 def main() -> None:
     """The one run."""
-    from embed_core.config import document, load
-    from embed_core.plugins import activate
+    from embed_core.config import document
+    from embed_core.config.resolve import Request, resolve
+    from embed_core.plugin.manager import activate
     from embed_core.train.run import Options, run
 
     order = read_order()
@@ -39,12 +40,12 @@ def main() -> None:
         "checkpoint": {"every_minutes": 0},
         "engine": {"precision": order["precision"]},
     }
-    request = load.Request(
+    request = Request(
         registry.recipe("vision"),
         overrides=document.Document(settings),
         flags={"output_dir": order["output"], "plugins": ["vision"]},
     )
-    run(load.resolve(registry, request), manager, registry, Options(overwrite=True))
+    run(resolve(registry, request), manager, registry, Options(overwrite=True))
 
 
 if __name__ == "__main__":

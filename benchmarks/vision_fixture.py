@@ -16,8 +16,8 @@ Row = dict[str, Any]
 
 def read_pictures(case: Case, cache: Path, folder: Path) -> list[Row]:
     """As many of the embedded pictures as the steps take, at random, each a PNG file: (query, positive) rows."""
-    from embed_core.context import BuildContext
-    from embed_core.registry import Registry
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
     from embed_vision.datasets.config import PicturesConfig
 
     wanted = case.batch_size * case.steps
@@ -43,9 +43,9 @@ def write_pictures(rows: Sequence[Row], case: Case, folder: Path) -> tuple[Path,
 
 def write_clip(case: Case, rows: Sequence[Row], cache: Path, directory: Path) -> float:
     """A random CLIP of the case's shape; returns the tokens of a row: those of its caption and of its picture."""
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
     from embed_core.export.model_card import RunCard
-    from embed_core.registry import Registry
     from embed_vision.export.checkpoint import VisionCheckpointer
     from embed_vision.models.config import ClipConfig, ClipShape
 

@@ -12,9 +12,9 @@ from torch import Tensor, nn
 from transformers import XLMRobertaConfig, XLMRobertaModel
 
 from embed_bge.loss_config import BGEUnifiedConfig
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.embeddings import offsets_of
-from embed_core.registry import Registry
 from embed_core.types import Batch, Embeddings, LossOutput, MultiVectors, SparseVectors, Targets
 
 torch.set_num_threads(1)

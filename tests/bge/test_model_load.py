@@ -139,9 +139,9 @@ def test_configure_takes_over_what_is_no_weight(make_model, directory):
 
 def test_from_scratch_of_a_run(tmp_path, texts):
     from embed_bge.config import BGEM3ModelConfig
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
     from embed_core.models.from_scratch.config import EncoderShape
-    from embed_core.registry import Registry
 
     class Data:
         def texts(self):

@@ -17,7 +17,7 @@ from embed_cli.display import Display, PlainDisplay, Recent, RichDisplay, clock_
 from embed_cli.plugins_view import print_plugins
 from embed_cli.tables import compare, grid, grid_width, plain_lines, rich_table
 from embed_core.events import RunEvent, StepEvent
-from embed_core.plugins import PluginStatus, plugin_manager
+from embed_core.plugin.manager import PluginStatus, plugin_manager
 
 BEFORE = {
     "held-out/dense/nDCG@10": 0.3,

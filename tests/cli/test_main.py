@@ -16,7 +16,7 @@ from embed_cli import main as module
 
 COMMANDS = """
 from embed_core.errors import DataError
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 @hookimpl
 def embed_register_commands(app):

@@ -37,7 +37,7 @@ SMALL = [
 FLAKY = """
 import os
 from embed_core.errors import DataError
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 @hookimpl
 def embed_step_ended(event):

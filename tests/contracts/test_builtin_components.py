@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 import torch
 
-from embed_core.context import BuildContext
-from embed_core.registry import Registry
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.testing import build, check_loss, check_sampler, tiny_dataset
 from embed_core.testing.fixtures import embed_context, embed_registry
 

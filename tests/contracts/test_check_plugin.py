@@ -13,8 +13,9 @@ from embed_core.testing import check_plugin
 
 HONEST = '''
 from typing import ClassVar, Literal
-from embed_core.config.base import LossConfig, Recipe
-from embed_core.hookspecs import hookimpl
+from embed_core.config.component import LossConfig
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 
 class PlantedLoss(LossConfig):

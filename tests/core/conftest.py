@@ -10,12 +10,14 @@ from typing import Any
 import pytest
 import torch
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
 from embed_core.distributed.process_group import leave
 from embed_core.events import RunEvent, StepEvent
-from embed_core.hookspecs import hookimpl
-from embed_core.plugins import activate
+from embed_core.plugin.hookspecs import hookimpl
+from embed_core.plugin.manager import activate
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.train.run import Options, RunResult, run
 
@@ -61,12 +63,12 @@ HelloRun = Callable[..., Recorder]
 def hello_config(settings: Sequence[str], out: Path | None) -> tuple[RunConfig, Any, Any]:
     """The hello recipe, small, with ``key=value`` settings on top."""
     manager, registry = activate(["hello"])
-    request = load.Request(
+    request = Request(
         registry.recipe("hello"),
         overrides=document.overrides([*SMALL, *settings]),
         flags={"output_dir": out and str(out), "plugins": ["hello"]},
     )
-    return load.resolve(registry, request), manager, registry
+    return resolve_run(registry, request), manager, registry
 
 
 @pytest.fixture

@@ -10,13 +10,13 @@ from typing import Any
 import torch
 
 from embed_core.batch.collate import draw_examples, make_host_batch, share_of_rank
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.embeddings import slice_rows
 from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
-from embed_core.registry import Registry
 from embed_core.scoring import combined_scores
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel

@@ -13,12 +13,13 @@ from typing import Any, Literal
 
 import torch
 
-from embed_core.config import document, load
-from embed_core.config.base import LossConfig, ModelConfig, SamplerConfig
+from embed_core.config import document
+from embed_core.config.component import LossConfig, ModelConfig, SamplerConfig
+from embed_core.config.resolve import Request, resolve
 from embed_core.distributed.process_group import RankLostError, environment, leave
 from embed_core.errors import EmbedError
-from embed_core.hookspecs import hookimpl
-from embed_core.plugins import activate
+from embed_core.plugin.hookspecs import hookimpl
+from embed_core.plugin.manager import activate
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.train.run import Options, run
 from embed_core.types import Batch, LossOutput, Targets
@@ -146,7 +147,7 @@ def one(case: dict[str, Any], out: Path) -> dict[str, Any]:
     manager, registry = activate(["hello"])
     flags = {"output_dir": str(out / case["name"]), "plugins": ["hello"]}
     overrides = document.overrides([*SMALL, *case.get("settings", ())])
-    config = load.resolve(registry, load.Request(registry.recipe("hello"), overrides=overrides, flags=flags))
+    config = resolve(registry, Request(registry.recipe("hello"), overrides=overrides, flags=flags))
     parts = {
         "model": Planted(**case.get("model", {})),
         "loss": Sick(**case.get("loss", {})),

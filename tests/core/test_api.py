@@ -16,7 +16,7 @@ from embed_bge import BGEM3Model, BGETrainer, BGETrainerConfig
 from embed_core.api import BaseRetrieverTrainer
 from embed_core.distributed.process_group import leave
 from embed_core.errors import CheckpointError, ConfigError, DataError
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 torch.set_num_threads(1)
 

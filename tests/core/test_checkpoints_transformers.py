@@ -9,13 +9,13 @@ import torch
 import yaml
 from torch import nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import CheckpointError
 from embed_core.export.config import TransformersCheckpointConfig
 from embed_core.export.model_card import CardText, RunCard, render
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
-from embed_core.registry import Registry
 from embed_core.text.pooling import POOLINGS, pool
 
 torch.set_num_threads(1)

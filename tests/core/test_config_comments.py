@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 
 from embed_core.config import document
-from embed_core.config.comments import without_comments
+from embed_core.config.document import without_comments
 from embed_core.errors import ConfigError
 
 TEXT = """{

@@ -9,13 +9,14 @@ import pytest
 import yaml
 from pydantic import Field
 
-from embed_core.config.base import Recipe, SamplerConfig
+from embed_core.config.component import SamplerConfig
 from embed_core.config.document import overrides, parse
-from embed_core.config.load import SANITY, Request, plain, resolve
+from embed_core.config.recipe import Recipe
+from embed_core.config.registry import Registry
+from embed_core.config.resolve import SANITY, Request, plain, resolve
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
-from embed_core.registry import Registry
+from embed_core.plugin.manager import activate
 
 
 class Short(Recipe):

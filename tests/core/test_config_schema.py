@@ -8,12 +8,12 @@ from typing import Any
 
 import pytest
 
-from embed_core import builtins
-from embed_core.config.base import SLOT_BASES
+from embed_core.config.component import SLOT_BASES
+from embed_core.config.registry import SLOTS, Registry
 from embed_core.config.run import RunConfig
 from embed_core.config.schema import recipe_schema, run_schema
-from embed_core.plugins import activate
-from embed_core.registry import SLOTS, Registry
+from embed_core.plugin import builtins
+from embed_core.plugin.manager import activate
 
 
 def nodes(schema: Any) -> Iterator[dict[str, Any]]:

@@ -11,13 +11,13 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_core.config.base import DatasetConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import DatasetConfig
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.datasets.config import RetrievalConfig
-from embed_core.datasets.held_out import choose_held_out
+from embed_core.datasets.split import choose_held_out
 from embed_core.errors import ConfigError, DataError
 from embed_core.protocols import Dataset
-from embed_core.registry import Registry
 
 REAL = Path(os.environ.get("EMBED_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))
 

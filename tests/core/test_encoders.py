@@ -10,11 +10,11 @@ from typing import Any
 import pytest
 import torch
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.transformers_encoder.build import read_saved
 from embed_core.models.transformers_encoder.model import TransformersEncoder
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import build, check_checkpointer, check_model, encode, tiny_dataset
 from embed_core.testing.fixtures import embed_context, embed_registry
 

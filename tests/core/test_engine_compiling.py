@@ -17,8 +17,9 @@ from torch import Tensor, nn
 
 from embed_core.acceleration.compile import compile_encoders
 from embed_core.batch.collate import draw_examples, make_host_batch
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, TrainConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
@@ -27,7 +28,6 @@ from embed_core.models.from_scratch.encoder import xlm_roberta
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 from embed_core.models.transformers_encoder.model import TransformersEncoder
-from embed_core.registry import Registry
 from embed_core.testing import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.step import Step

@@ -295,8 +295,8 @@ def trained(model: Any, ranks: Ranks, **options: Any) -> tuple[list[float], dict
 
 
 def build_loss() -> Any:
-    from embed_core.context import BuildContext
-    from embed_core.registry import Registry
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
 
     return InfoNCEConfig(temperature=0.2).build(BuildContext(registry=Registry(), announce=lambda line: None))
 

@@ -12,11 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_core.config.base import CheckpointConfig, DatasetConfig, LossConfig
+from embed_core.config.component import CheckpointConfig, DatasetConfig, LossConfig
 from embed_core.config.run import PhaseConfig, RunConfig, TrainConfig
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.events import StepEvent
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 from embed_core.samplers.config import ShuffledConfig
 from embed_core.testing.datasets import RowsDataset
 from embed_core.types import Batch, LossOutput, Targets

@@ -102,7 +102,7 @@ class Interrupt:
     """Observer that ends the run at a step."""
 
     def __init__(self, step: int, error: BaseException) -> None:
-        from embed_core.hookspecs import hookimpl
+        from embed_core.plugin.hookspecs import hookimpl
 
         def embed_step_ended(event: Any) -> None:
             if event.step == step and event.evaluation is None:

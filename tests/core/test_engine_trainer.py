@@ -14,12 +14,12 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_core.config.base import EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig
+from embed_core.config.component import EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig
 from embed_core.config.run import RunConfig, ScheduleConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
 from embed_core.export.config import TransformersCheckpointConfig
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.checkpoint import TrainState

@@ -18,13 +18,13 @@ from sentence_transformers.sentence_transformer.losses import MultipleNegativesR
 from sentence_transformers.util import dot_score
 from torch import Tensor, nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
 from embed_core.losses import contrastive, tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.protocols import Loss
-from embed_core.registry import Registry
 from embed_core.testing.losses import check_loss
 from embed_core.types import Batch, Embeddings, Targets
 

@@ -17,11 +17,11 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.losses.false_negatives import KnownPositives
-from embed_core.registry import Registry
 from embed_core.testing.batches import random_batch
 from embed_core.types import LossOutput, Targets
 
@@ -142,9 +142,9 @@ def definition(targets: Targets, mask: MaskConfig, b: int, p: int) -> bool:
 
 REAL_SIZE = """
 import psutil, resource, torch
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.registry import Registry
+from embed_core.config.registry import Registry
 from embed_core.testing.batches import random_batch
 torch.set_num_threads(1)
 batch, targets = random_batch(65_536, negatives=(0,), width=256)

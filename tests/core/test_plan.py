@@ -13,8 +13,9 @@ import torch
 
 from embed_cli.run_command import RunRequest, resolve
 from embed_core.batch.chunks import cut
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import RunConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import to_float32, values
 from embed_core.errors import ConfigError
@@ -29,7 +30,6 @@ from embed_core.losses.config import InfoNCEConfig
 from embed_core.profiling.activation_memory import trace_on_cpu
 from embed_core.profiling.flops import cost_of
 from embed_core.profiling.loss_memory import LossProbe, _grown, synthetic
-from embed_core.registry import Registry
 from embed_core.testing.datasets import RowsDataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Embeddings, Example

@@ -17,9 +17,9 @@ from embed_cli.run_command import RunRequest, resolve
 from embed_core.distributed.process_group import Ranks, leave
 from embed_core.events import StepEvent
 from embed_core.hardware.specs import measured_peak
-from embed_core.hookspecs import hookimpl
 from embed_core.inspection.parts import Parts
 from embed_core.observers.trackers import tracked_values
+from embed_core.plugin.hookspecs import hookimpl
 from embed_core.profiling import mfu
 from embed_core.profiling.flops import cost_of
 from embed_core.profiling.mfu import MfuMeter

@@ -9,13 +9,14 @@ from pathlib import Path
 import pytest
 
 from embed_core.errors import PluginError
-from embed_core.plugins import activate, discover, plugin_manager, status
+from embed_core.plugin.manager import activate, discover, plugin_manager, status
 
-HOOK = "from embed_core.hookspecs import hookimpl\n"
+HOOK = "from embed_core.plugin.hookspecs import hookimpl\n"
 LOSS = """
 from typing import Literal
-from embed_core.config.base import LossConfig, ModelConfig, Recipe
-from embed_core.hookspecs import hookimpl
+from embed_core.config.component import LossConfig, ModelConfig
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 class Mine(LossConfig):
     kind: Literal["mine"] = "mine"

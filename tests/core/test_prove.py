@@ -14,7 +14,7 @@ from torch import nn
 
 from embed_cli import prove_command
 from embed_cli.run_command import RunRequest, resolve
-from embed_core.config.load import plain
+from embed_core.config.resolve import plain
 from embed_core.distributed.process_group import leave
 from embed_core.errors import EmbedError
 from embed_core.inspection.prove.methods import without_dropout

@@ -6,9 +6,10 @@ from typing import ClassVar, Literal
 
 import pytest
 
-from embed_core.config.base import LossConfig, Recipe
+from embed_core.config.component import LossConfig
+from embed_core.config.recipe import Recipe
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError, PluginError
-from embed_core.registry import Registry
 
 
 class First(LossConfig):

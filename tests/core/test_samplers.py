@@ -11,11 +11,11 @@ import pytest
 from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 
-from embed_core.context import BuildContext
-from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
+from embed_core.datasets.dedup import SharedIds, blocks_of, shared_ids
 from embed_core.errors import ConfigError
 from embed_core.protocols import Sampler
-from embed_core.registry import Registry
 from embed_core.samplers.config import BySourceConfig, NoDuplicatesConfig, ShuffledConfig
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler, pack
 

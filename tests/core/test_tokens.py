@@ -17,7 +17,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import processes
-from embed_core.config.base import CheckpointConfig
+from embed_core.config.component import CheckpointConfig
 from embed_core.errors import ConfigError
 from embed_core.testing.tiny import TinyModel
 from embed_core.text import token_store as store_module

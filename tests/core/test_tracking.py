@@ -15,7 +15,7 @@ from embed_core.config.run import TrackingConfig
 from embed_core.errors import ConfigError
 from embed_core.events import RunEvent, StepEvent
 from embed_core.observers.trackers import Tracker, flat_parameters, make_trackers, tracked_values
-from embed_core.plugins import plugin_manager
+from embed_core.plugin.manager import plugin_manager
 
 EVALUATION = {"held-out/dense/nDCG@10": 0.25}
 

@@ -122,8 +122,8 @@ def fact_negatives(folder: Path) -> int:
     """How many of the negatives that the table's generator draws are longer than three words."""
     import numpy as np
 
-    from embed_core.context import BuildContext
-    from embed_core.plugins import activate
+    from embed_core.config.context import BuildContext
+    from embed_core.plugin.manager import activate
     from embed_data.mix.build import mixed
     from embed_data.mix.config import MixConfig
 

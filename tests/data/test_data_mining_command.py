@@ -18,8 +18,8 @@ from typer.testing import CliRunner
 
 import processes
 from embed_cli.main import add_plugin_commands, app
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
+from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
 from embed_data.mining import session

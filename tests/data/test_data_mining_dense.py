@@ -22,7 +22,7 @@ from embed_core.types import Embeddings
 from embed_data.mining import session
 from embed_data.mining.corpus import shards
 from embed_data.mining.corpus.collection import Collection
-from embed_data.mining.corpus.rows import JsonlRows
+from embed_data.mining.corpus.rows import rows_in_place
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.rank import dense
 from embed_data.mining.rank.dense import Dense, Faiss, build_faiss
@@ -82,7 +82,7 @@ def data(tmp_path: Path) -> SimpleNamespace:
         for n in range(30)
     ]
     write(tmp_path / "rows.jsonl", rows)
-    read_rows = JsonlRows([tmp_path / "rows.jsonl"])
+    read_rows = rows_in_place(tmp_path / "rows.jsonl")
     collection = Collection(read_rows, tmp_path / "corpus.jsonl")
     return SimpleNamespace(rows=read_rows, collection=collection, folder=tmp_path, path=tmp_path / "rows.jsonl")
 
@@ -261,7 +261,7 @@ def test_a_way_the_model_does_not_have(data: SimpleNamespace, model: Path) -> No
 def test_a_run_s_output_directory_needs_no_plugin(data: SimpleNamespace, model: Path) -> None:
     """What a run leaves says how its model is built: its own pooling, not the recipe's default."""
     from embed_cli.run_command import RunRequest, resolve
-    from embed_core.config.load import plain
+    from embed_core.config.resolve import plain
 
     fixed = ("model.sentence_pooling_method=mean", "model.query_max_len=5", "engine.precision=fp32")
     run, _, _ = resolve(RunRequest(("bge",), None, fixed), 1)

@@ -16,10 +16,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_core.batch.collate import share_of_rank
-from embed_core.config import document, load
-from embed_core.context import BuildContext
+from embed_core.config import document
+from embed_core.config import resolve as load
+from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError, DataError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.samplers.by_source import BySourceSampler
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler
 from embed_core.samplers.shuffled import ShuffledSampler

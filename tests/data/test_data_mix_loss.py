@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import build, check_loss, permuted, random_batch, tiny_dataset
 from embed_core.types import Batch, Targets
 

@@ -10,11 +10,14 @@ from typing import Any
 
 import pytest
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.registry import Registry
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import plain as plain_run
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate, discover
-from embed_core.registry import Registry
+from embed_core.plugin.manager import activate, discover
 from embed_core.testing import check_plugin
 from embed_data.plugin import EMBED_USES
 from embed_data.recipe import DataRecipe
@@ -47,14 +50,14 @@ def registry() -> Registry:
 
 
 def resolved(registry: Registry, text: str, *overrides: str, world_size: int = 1, sanity: bool = False) -> RunConfig:
-    request = load.Request(
+    request = Request(
         registry.recipe("data"),
         document.parse(text, "train.yaml"),
         sanity=sanity,
         overrides=document.overrides(overrides),
         world_size=world_size,
     )
-    return load.resolve(registry, request)
+    return resolve_run(registry, request)
 
 
 @pytest.fixture
@@ -91,7 +94,7 @@ def test_the_training_keys(registry: Registry, folder: Path) -> None:
     ]
     assert (run.data.held_out_rows, run.evaluation[0].kind) == (None, "retrieval")
     assert (run.loss.inner.in_batch, run.loss.own_only.in_batch) == (True, False)
-    again = resolved(registry, json.dumps(load.plain(run)), world_size=3)
+    again = resolved(registry, json.dumps(plain_run(run)), world_size=3)
     assert again == run
 
 
@@ -147,7 +150,7 @@ def test_what_only_by_source_sees_needs_it(keys: str, said: str, registry: Regis
     text = f"data: {{kind: mix, use_all: true, datasets: [{{data_path: a.jsonl}}, {{data_path: b.jsonl, {keys}}}]}}\n"
     run: Any = resolved(registry, text)
     assert run.loss.kind == "by-source"
-    matryoshka = {"kind": "matryoshka", "dims": [8], "inner": load.plain(run)["loss"]}
+    matryoshka = {"kind": "matryoshka", "dims": [8], "inner": plain_run(run)["loss"]}
     assert resolved(registry, f"{text}loss: {json.dumps(matryoshka)}").loss.kind == "matryoshka"
     with pytest.raises(ConfigError) as caught:
         resolved(registry, f"{text}loss: {{kind: infonce}}")
@@ -181,7 +184,7 @@ def test_sanity_test_is_the_run_that_the_option_gives(registry: Registry, folder
 
 
 def test_mrl_dims_without_embed_mrl_says_so() -> None:
-    from embed_core import builtins
+    from embed_core.plugin import builtins
     from embed_data.config import AutoConfig
 
     bare = Registry()

@@ -14,10 +14,10 @@ import numpy as np
 import pytest
 import torch
 
-from embed_core.config.base import DatasetConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import DatasetConfig
+from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError, DataError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.types import Embeddings
 from embed_data.mining.corpus import shards
 

@@ -9,12 +9,12 @@ from typing import Any
 import pytest
 import torch
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.models.from_scratch.encoder import xlm_roberta
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
-from embed_core.registry import Registry
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.fixtures import embed_registry
 

@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from engine_worker import train
 from torch import Tensor, nn
 
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, TrainConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.registry import Registry
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
 from embed_core.zero.engine import Trainable, initialize

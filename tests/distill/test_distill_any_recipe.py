@@ -11,13 +11,16 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.context import BuildContext
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import plain as plain_run
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import random_batch
 from embed_core.train.run import Options, RunResult, run
 from embed_core.types import LossOutput, TeacherVectors
@@ -32,7 +35,7 @@ def resolved(plugin: str, *settings: str, file: str = "", **request: Any) -> Run
     _, registry = activate([plugin])
     given = document.parse(file, "run.yaml") if file else document.Document()
     overrides = document.overrides([*QUIET, *settings])
-    return load.resolve(registry, load.Request(registry.recipe(plugin), given, overrides=overrides, **request))
+    return resolve_run(registry, Request(registry.recipe(plugin), given, overrides=overrides, **request))
 
 
 @pytest.fixture
@@ -58,14 +61,14 @@ def start(tmp_path: Path, rows: Path, tiny: Path, monkeypatch: pytest.MonkeyPatc
     def go(plugin: str, *settings: str, out: str = "out", **options: Any) -> tuple[RunResult, list[str]]:
         manager, registry = activate([plugin])
         given = [f"train_data={rows}", "held_out_rows=20", *QUIET, f"teacher_model_name={tiny / 'teacher'}"]
-        request = load.Request(
+        request = Request(
             registry.recipe(plugin),
             overrides=document.overrides([*given, *settings]),
             sanity=True,
             flags={"output_dir": str(tmp_path / out), "plugins": [plugin]},
         )
         lines: list[str] = []
-        found = run(load.resolve(registry, request), manager, registry, Options(announce=lines.append, **options))
+        found = run(resolve_run(registry, request), manager, registry, Options(announce=lines.append, **options))
         return found, lines
 
     yield go
@@ -103,8 +106,8 @@ def test_a_run_is_resumed_from_its_own_config(start: Start, tmp_path: Path) -> N
     saved = document.read(first.output_dir / "config.yaml")
     assert saved.data["data"]["kind"] == "with-teacher"
     manager, registry = activate(saved.data["plugins"])
-    request = load.Request(None, saved, overrides=document.overrides(["train.max_steps=6"]))
-    result = run(load.resolve(registry, request), manager, registry, Options(announce=lambda line: None, resume=True))
+    request = Request(None, saved, overrides=document.overrides(["train.max_steps=6"]))
+    result = run(resolve_run(registry, request), manager, registry, Options(announce=lambda line: None, resume=True))
     assert result.steps == 6
     assert [bool(step["kd"]) for step in terms(result)] == [True] * 6
 
@@ -138,9 +141,9 @@ def test_rows_of_a_python_program_have_it_too(
 
 
 def test_without_a_teacher_nothing_changes() -> None:
-    plain = load.plain(resolved("bge"))
+    plain = plain_run(resolved("bge"))
     assert "with-teacher" not in json.dumps(plain)
-    assert load.plain(resolved("bge", "distillation_alpha=0.1")) == plain
+    assert plain_run(resolved("bge", "distillation_alpha=0.1")) == plain
 
 
 def test_keys_of_data_and_loss_mean_what_they_mean_without_a_teacher(tmp_path: Path) -> None:
@@ -178,7 +181,7 @@ def test_a_teacher_that_is_written_out_is_left_alone() -> None:
 def _complete(*settings: str) -> RunConfig:
     _, registry = activate(["hello", "data", "distill"])
     overrides = document.overrides(["teacher_model_name=another/teacher", *settings])
-    return load.resolve(registry, load.Request(registry.recipe("hello"), overrides=overrides))
+    return resolve_run(registry, Request(registry.recipe("hello"), overrides=overrides))
 
 
 def test_every_phase_has_the_teacher() -> None:
@@ -204,7 +207,7 @@ def test_without_embed_distill_it_is_said() -> None:
         "it is not active: pip install embed-distill, or add --plugin distill"
     )
     with pytest.raises(ConfigError, match=message):
-        load.resolve(registry, load.Request(registry.recipe("hello"), file))
+        resolve_run(registry, Request(registry.recipe("hello"), file))
 
 
 def test_an_alpha_beyond_one_is_refused() -> None:

@@ -13,7 +13,7 @@ import torch
 from safetensors.torch import load_file
 
 from embed_bge.config import BGEM3CheckpointConfig, BGEM3ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError
 from embed_core.export.config import TransformersCheckpointConfig
 from embed_core.models.lora.config import LoraModelConfig

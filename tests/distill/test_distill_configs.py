@@ -10,7 +10,7 @@ import pytest
 import torch
 import yaml
 
-from embed_core.config.shipped import find_config, shipped_configs
+from embed_core.config.presets import find_config, shipped_configs
 from embed_core.export.layout import write_directory
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.models.from_scratch.encoder import xlm_roberta

@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError, DataError
-from embed_core.registry import Registry
 from embed_core.testing import check_loss, permuted, random_batch
 from embed_core.testing.batches import leaves, to_dtype
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors

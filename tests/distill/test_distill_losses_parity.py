@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embed_core.context import BuildContext
-from embed_core.registry import Registry
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.testing import random_batch
 from embed_core.testing.batches import leaves
 from embed_core.types import Batch, Targets, TeacherVectors

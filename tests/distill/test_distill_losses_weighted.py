@@ -10,10 +10,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
-from embed_core.config.base import LossConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import LossConfig
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.registry import Registry
 from embed_core.testing import build, random_batch
 from embed_core.testing.batches import leaves
 from embed_core.types import Batch, Targets, TeacherVectors

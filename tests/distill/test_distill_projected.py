@@ -12,8 +12,8 @@ import torch
 from torch import nn
 from torch.nn.functional import gelu, normalize
 
-from embed_core.config.base import ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import ModelConfig
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.lora.config import LoraModelConfig
 from embed_core.models.transformers_encoder.config import TransformersEncoderConfig

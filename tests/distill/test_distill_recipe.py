@@ -10,15 +10,16 @@ from typing import Any
 import pytest
 import yaml
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.registry import Registry
+from embed_core.config.resolve import Request, plain
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
-from embed_core.registry import Registry
+from embed_core.plugin.manager import activate
 from embed_core.testing import check_plugin
 from embed_distill.models.width import dense_width
 from embed_distill.recipe.naming import student_name
-from embed_distill.recipe.recipe import DistillRecipe
 
 ROOT = Path(__file__).resolve().parents[2]
 SEED = """
@@ -75,14 +76,14 @@ def resolve(registry: Registry, tmp_path: Path) -> Any:
             path = tmp_path / f"{name}.yaml"
             path.write_text(text, encoding="utf-8")
             given = document.read(path)
-        request = load.Request(
+        request = Request(
             registry.recipe("distill"),
             given,
             overrides=document.overrides(list(settings)),
             flags={"plugins": ["distill"], **options.pop("flags", {})},
             **options,
         )
-        return load.plain(load.resolve(registry, request))
+        return plain(resolve_run(registry, request))
 
     return call
 
@@ -299,8 +300,8 @@ def test_sanity_keeps_what_the_user_set(resolve: Any) -> None:
 
 def test_what_a_run_writes_down_is_the_same_run(resolve: Any, registry: Registry) -> None:
     run = resolve("model.use_projection=false", "training.save_to_artifacts=true")
-    again = load.resolve(registry, load.Request(None, document.Document(data=run)))
-    assert load.plain(again) == run
+    again = resolve_run(registry, Request(None, document.Document(data=run)))
+    assert plain(again) == run
 
 
 @pytest.mark.parametrize(
@@ -439,19 +440,6 @@ def test_skip_phase_1_checks_what_it_finds(resolve: Any, tmp_path: Path) -> None
         resolve(*skip, f"training.phase1_checkpoint={tmp_path}")
 
 
-def test_the_page_lists_every_key_with_its_default() -> None:
-    page = (ROOT / "docs/recipes/distill.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+\.\w+)` \| `([^`]*)` \|", page, flags=re.MULTILINE))
-    sections = {name: field.annotation for name, field in DistillRecipe.model_fields.items() if "teacher" not in name}
-    wanted = {}
-    for name, section in sections.items():
-        if hasattr(section, "model_fields"):
-            for key, field in section.model_fields.items():
-                value = field.get_default(call_default_factory=True)
-                wanted[f"{name}.{key}"] = str(list(value)) if isinstance(value, tuple) else str(value)
-    assert rows == wanted
-
-
 def test_the_page_s_configs_load(resolve: Any) -> None:
     page = (ROOT / "docs/recipes/distill.md").read_text(encoding="utf-8")
     blocks = re.findall(r"^```yaml\n(.*?)^```$", page, flags=re.MULTILINE | re.DOTALL)
@@ -465,4 +453,4 @@ def test_the_page_s_configs_load(resolve: Any) -> None:
 
 
 def test_run_config_is_what_it_compiles_to(registry: Registry) -> None:
-    assert isinstance(load.resolve(registry, load.Request(registry.recipe("distill"))), RunConfig)
+    assert isinstance(resolve_run(registry, Request(registry.recipe("distill"))), RunConfig)

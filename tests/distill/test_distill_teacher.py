@@ -14,11 +14,11 @@ import pytest
 import torch
 from pydantic import ValidationError
 
-from embed_core.config.base import ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import ModelConfig
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
+from embed_core.datasets.wrappers import HasIdentityBlocks
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.registry import Registry
-from embed_core.samplers.no_duplicates import HasIdentityBlocks
 from embed_core.testing.datasets import RowsDataset, tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Example
@@ -309,7 +309,7 @@ def test_a_model_of_any_kind_teaches(context: BuildContext) -> None:
 
 def test_a_directory_inside_a_model_of_any_kind_is_its_content(context: BuildContext, tiny: Path) -> None:
     """LoRA around a saved encoder: the encoder's name does not count, its weights do."""
-    from embed_core.plugins import activate
+    from embed_core.plugin.manager import activate
 
     context.registry = activate(["distill"])[1]
     copy = context.cache_dir / "copy"

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError, DataError
 from embed_core.testing.datasets import tiny_dataset

@@ -10,7 +10,7 @@ from subprocess import CompletedProcess
 
 import pytest
 
-from embed_core.hookspecs import hookspec  # noqa: F401 - the name the plugin below is written against
+from embed_core.plugin.hookspecs import hookspec  # noqa: F401 - the name the plugin below is written against
 from processes import run
 
 PLUGIN = '''
@@ -19,10 +19,11 @@ import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from embed_core.config.base import (
-    CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, Recipe, SamplerConfig,
+from embed_core.config.component import (
+    CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig,
 )
-from embed_core.hookspecs import hookimpl
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 EMBED_REQUIRES = ("hello",)
 LOG = Path(os.environ["EVERY_HOOK_LOG"])

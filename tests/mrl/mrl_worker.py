@@ -13,11 +13,11 @@ sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from engine_worker import train
 
 from embed_bge.loss_config import BGEUnifiedConfig
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import join, leave
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
-from embed_core.registry import Registry
 from embed_core.testing.tiny import TinyModel
 from embed_mrl import prefix
 from embed_mrl.config import MatryoshkaConfig

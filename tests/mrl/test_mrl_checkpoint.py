@@ -14,12 +14,12 @@ import torch
 from torch import nn
 from torch.nn.functional import normalize
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import CheckpointError
 from embed_core.export.model_card import RunCard
 from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 from embed_core.models.transformers_encoder.model import TransformersEncoder
-from embed_core.registry import Registry
 from embed_core.testing import check_checkpointer, encode, sample_card
 from embed_mrl.checkpoint import MatryoshkaCheckpointer
 from embed_mrl.config import MatryoshkaCheckpointConfig

@@ -11,12 +11,12 @@ from torch import Tensor, nn
 from torch.nn.functional import cross_entropy, normalize
 
 from embed_bge.loss_config import BGEUnifiedConfig
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError
 from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import InfoNCEConfig, MaskConfig
 from embed_core.protocols import TakesOtherDense, provides
-from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
 from embed_core.testing.batches import leaves
 from embed_core.types import Batch, Embeddings, LossOutput, Targets

@@ -9,10 +9,12 @@ from typing import Any
 import pytest
 import yaml
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request, plain
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import check_plugin
 from embed_mrl.recipe import MRLRecipe
 
@@ -27,18 +29,18 @@ def resolve(*settings: str, text: str = "", tmp_path: Path | None = None, **opti
         path = tmp_path / "run.yaml"
         path.write_text(text, encoding="utf-8")
         given = document.read(path)
-    request = load.Request(
+    request = Request(
         registry.recipe("mrl"),
         given,
         overrides=document.overrides(list(settings)),
         flags={"plugins": ["mrl"]},
         **options,
     )
-    return load.resolve(registry, request)
+    return resolve_run(registry, request)
 
 
 def dump(config: RunConfig) -> dict[str, Any]:
-    return load.plain(config)
+    return plain(config)
 
 
 def test_the_plugin_keeps_its_promises() -> None:
@@ -107,7 +109,7 @@ def test_what_a_run_writes_down_is_the_same_run() -> None:
     """``config.yaml`` has every default written out, those of the inner parts too."""
     _, registry = activate(["mrl"])
     config = resolve("mrl_dims=[64,16]", "truncate_dim=16", "save_steps=3")
-    again = load.resolve(registry, load.Request(None, document.Document(data=dump(config))))
+    again = resolve_run(registry, Request(None, document.Document(data=dump(config))))
     assert dump(again) == dump(config)
 
 
@@ -198,7 +200,7 @@ def test_the_page_s_configs_load(tmp_path: Path) -> None:
         path = tmp_path / "block.yaml"
         path.write_text(block, encoding="utf-8")
         recipe = registry.recipe("bge" if "bge" in block else "mrl")
-        config = load.resolve(registry, load.Request(recipe, document.read(path)))
+        config = resolve_run(registry, Request(recipe, document.read(path)))
         assert "matryoshka" in yaml.safe_dump(dump(config))
     commands = re.findall(r"^ *embed run --plugin mrl (--set .*)$", page, flags=re.MULTILINE)
     for command in commands:

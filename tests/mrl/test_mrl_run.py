@@ -10,10 +10,12 @@ from typing import Any
 import pytest
 import torch
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.train.run import Options, RunResult, run
 
 torch.set_num_threads(1)
@@ -41,13 +43,13 @@ def start(tmp_path: Path) -> Iterator[Callable[..., RunResult]]:
         manager, registry = activate(plugins)
         settings = [f"train_data={path}", "held_out_rows=20", "tracking.report_to=[]", "engine.precision=fp32"]
         settings += [argument for argument in arguments if "=" in argument]
-        request = load.Request(
+        request = Request(
             registry.recipe(plugins[0]),
             overrides=document.overrides(settings),
             sanity=True,
             flags={"output_dir": str(tmp_path / out), "plugins": plugins},
         )
-        return run(load.resolve(registry, request), manager, registry, Options(announce=lambda line: None, **options))
+        return run(resolve_run(registry, request), manager, registry, Options(announce=lambda line: None, **options))
 
     yield go
     leave()

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 import torch
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.models.from_scratch.byte_level import byte_level_tokenizer
-from embed_core.registry import Registry
 from embed_qwen.build import write_scratch
 from embed_qwen.model import Qwen3EmbeddingModel
 from embed_qwen.model_config import Qwen3EmbeddingConfig, Qwen3Shape

@@ -12,12 +12,12 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from engine_worker import train
 
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import join, leave
 from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import MaskConfig
-from embed_core.registry import Registry
 from embed_core.testing.tiny import TinyModel
 from embed_qwen.losses_config import Qwen3InfoNCEConfig, SwiftInfoNCEConfig, SwiftOnlineContrastiveConfig
 from embed_qwen.model_config import Qwen3EmbeddingConfig

@@ -195,8 +195,8 @@ def lines() -> list[str]:
 
 @pytest.fixture
 def context(lines: list[str]) -> Any:
-    from embed_core.context import BuildContext
-    from embed_core.registry import Registry
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
 
     return BuildContext(registry=Registry(), announce=lines.append)
 

@@ -8,14 +8,13 @@ from typing import Any
 
 import pytest
 
-from embed_core.config import load
 from embed_core.config.document import Document, overrides
-from embed_core.config.load import plain
+from embed_core.config.resolve import Request, plain, resolve
 from embed_core.config.run import RunConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
 from embed_core.inspection.parts import Parts
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler
 from embed_core.testing import check_sampler, tiny_dataset
 from embed_qwen.curriculum_config import CurriculumConfig
@@ -32,8 +31,8 @@ def resolved(*settings: str, sanity: bool = False, **stages: Any) -> RunConfig:
         "train": {"gradient_accumulation_steps": 2, "epochs": 7, "optimizer": {"weight_decay": 0.5}},
         "sampler": {"kind": "curriculum", "batch_size": 24, **stages},
     }
-    request = load.Request(None, Document(data=data), overrides=overrides(settings), sanity=sanity)
-    return load.resolve(registry, request)
+    request = Request(None, Document(data=data), overrides=overrides(settings), sanity=sanity)
+    return resolve(registry, request)
 
 
 def refused(**stages: Any) -> str:
@@ -81,7 +80,7 @@ def test_what_a_stage_leaves_out_is_the_run_s() -> None:
 def test_written_out_and_read_again_it_is_the_same_run() -> None:
     _, registry = activate(["qwen"])
     run = resolved(stages=[{"negatives": "in-batch"}, {"remine": {"ranks": [2, 9]}, "negatives": 3}])
-    again = load.resolve(registry, load.Request(None, Document(data=plain(run))))
+    again = resolve(registry, Request(None, Document(data=plain(run))))
     assert plain(again) == plain(run)
 
 

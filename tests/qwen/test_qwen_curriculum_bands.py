@@ -11,10 +11,10 @@ import numpy as np
 import pytest
 import torch
 
-from embed_core.context import BuildContext
-from embed_core.datasets.rows import Row
+from embed_core.config.context import BuildContext
+from embed_core.datasets.row import Row
 from embed_core.errors import ConfigError, DataError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import RowsDataset, tiny_dataset
 from embed_qwen.bands import BandedRows, in_band
 from embed_qwen.curriculum_config import BandedConfig, DifficultyConfig

@@ -14,12 +14,12 @@ from hypothesis import strategies as st
 from pydantic import ValidationError
 from torch import Tensor, nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.embeddings import offsets_of
 from embed_core.errors import ConfigError
 from embed_core.losses import tiled_cross_entropy
 from embed_core.losses.config import MaskConfig
-from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
 from embed_core.types import Batch, Embeddings, Targets
 from embed_qwen.losses_config import Qwen3InfoNCEConfig, SwiftInfoNCEConfig

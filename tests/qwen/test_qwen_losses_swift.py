@@ -13,9 +13,9 @@ from pydantic import ValidationError
 from swift.loss import loss_map
 from torch import Tensor
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError
-from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
 from embed_core.types import Batch, Targets
 from embed_qwen import swift

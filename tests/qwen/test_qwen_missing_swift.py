@@ -12,9 +12,9 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import PluginError
-from embed_core.registry import Registry
 from embed_qwen import swift
 from embed_qwen.losses_config import SwiftInfoNCEConfig
 from embed_qwen.model_config import Qwen3EmbeddingConfig

@@ -16,10 +16,10 @@ from torch import Tensor
 
 from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.acceleration.varlen_check import _packing, can_pack
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.from_scratch.byte_level import END_OF_TEXT, SMALLEST, byte_level_tokenizer
-from embed_core.registry import Registry
 from embed_core.testing import check_model
 from embed_qwen import swift
 from embed_qwen.build import random_decoder

@@ -14,8 +14,8 @@ import pytest
 import yaml
 from safetensors.torch import load_file
 
-from embed_core.context import BuildContext
-from embed_core.registry import Registry
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_data.config import FileConfig
 from processes import Popen, run
 

@@ -9,12 +9,12 @@ from typing import Any
 
 import pytest
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import overrides
-from embed_core.config.load import Request, resolve
+from embed_core.config.recipe import Recipe
+from embed_core.config.resolve import Request, resolve
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_qwen.recipe import QwenRecipe
 
 QWEN = "model_name_or_path=Qwen/Qwen3-Embedding-0.6B"
@@ -234,7 +234,7 @@ def test_sanity_is_small(registry: Any) -> None:
 
 def test_compiling_imports_no_torch() -> None:
     code = (
-        "import sys; from embed_core.plugins import activate; r = activate(['qwen'])[1]; "
+        "import sys; from embed_core.plugin.manager import activate; r = activate(['qwen'])[1]; "
         "r.recipe('qwen')().compile(1); assert not {'torch', 'transformers', 'swift'} & set(sys.modules)"
     )
     subprocess.run([sys.executable, "-c", code], check=True)

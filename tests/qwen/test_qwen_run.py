@@ -11,12 +11,13 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_core.config import load
 from embed_core.config.document import Document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.distributed.process_group import leave
 from embed_core.events import StepEvent
-from embed_core.hookspecs import hookimpl
-from embed_core.plugins import activate
+from embed_core.plugin.hookspecs import hookimpl
+from embed_core.plugin.manager import activate
 from embed_core.train.run import Options, run
 
 torch.set_num_threads(1)
@@ -85,7 +86,7 @@ def go(tmp_path: Path) -> Iterator[Go]:
         }
         watcher = Watcher(kill)
         manager.register(watcher)
-        request = load.resolve(registry, load.Request(None, Document(data=config)))
+        request = resolve_run(registry, Request(None, Document(data=config)))
         run(request, manager, registry, Options(announce=watcher.lines.append, **options))
         return watcher
 

@@ -10,11 +10,11 @@ import pytest
 import torch
 
 from embed_core.batch.loader import Batches
-from embed_core.config import load
+from embed_core.config.context import BuildContext
 from embed_core.config.document import Document
-from embed_core.context import BuildContext
+from embed_core.config.resolve import Request, resolve
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.types import Batch, Embeddings, Targets
 from embed_qwen import QwenTrainer, QwenTrainerConfig, create_qwen_trainer
 
@@ -120,7 +120,7 @@ def test_64_of_64_mixed_rows_arrive(tmp_path: Path) -> None:
     _, registry = activate(["qwen"])
     path = write(tmp_path / "rows.jsonl", rows(64))
     document = Document(data={"dataset_paths": str(path), "held_out_rows": 0, "negatives": 2})
-    config = load.resolve(registry, load.Request(registry.recipe("qwen"), document))
+    config = resolve(registry, Request(registry.recipe("qwen"), document))
     config = config.model_copy(update={"sampler": config.sampler.model_copy(update={"batch_size": 16})})
     context = BuildContext(registry, cache_dir=tmp_path / "cache", announce=lambda line: None)
     dataset = config.data.build(context)

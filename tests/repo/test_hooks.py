@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from embed_core import hookspecs
-from embed_core.plugins import SLOT_HOOKS, plugin_manager
+from embed_core.plugin import hookspecs
+from embed_core.plugin.manager import SLOT_HOOKS, plugin_manager
 
 HOOKS: dict[str, Callable[..., object]] = {
     name: value for name, value in vars(hookspecs).items() if getattr(value, "embed_spec", None) is not None

@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
-from embed_core.context import BuildContext
-from embed_core.registry import Registry
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_sbert.config import SentenceTransformersModelConfig
 
 torch.set_num_threads(1)

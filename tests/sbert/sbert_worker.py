@@ -12,11 +12,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
 from engine_worker import train
 
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import join, leave
 from embed_core.embeddings import select
-from embed_core.registry import Registry
 from embed_core.types import Batch, LossOutput, Targets
 from embed_sbert.config import SentenceTransformersModelConfig
 from embed_sbert.loss import build_loss

@@ -7,11 +7,13 @@ from typing import Any
 
 import pytest
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.presets import find_config, shipped_configs
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
-from embed_core.config.shipped import find_config, shipped_configs
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing import check_plugin
 from embed_sbert.recipe import SbertRecipe
 
@@ -49,10 +51,10 @@ AS_WRITTEN = """{
 def resolve(*overrides: str, config: Path | None = None, sanity: bool = False, ranks: int = 1) -> RunConfig:
     _, registry = activate(["sbert"])
     read = document.read(config) if config else document.Document()
-    request = load.Request(
+    request = Request(
         registry.recipe("sbert"), read, sanity=sanity, overrides=document.overrides(overrides), world_size=ranks
     )
-    return load.resolve(registry, request)
+    return resolve_run(registry, request)
 
 
 def model_of(run: RunConfig) -> Any:

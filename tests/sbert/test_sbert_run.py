@@ -11,10 +11,12 @@ import pytest
 import torch
 from sbert_parts import TEXTS
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.distributed.process_group import leave
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.train.run import Options, RunResult, run
 
 
@@ -30,14 +32,14 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
         manager, registry = activate(plugins)
         named = config is not None or any(one.startswith("output.") for one in overrides)
         settings = ["tracking.report_to=[]", "engine.precision=fp32", *overrides]
-        request = load.Request(
+        request = Request(
             registry.recipe("sbert"),
             document.read(config) if config else document.Document(),
             sanity=True,
             overrides=document.overrides(settings),
             flags={"plugins": plugins} if named else {"plugins": plugins, "output_dir": f"out-{next(started)}"},
         )
-        return run(load.resolve(registry, request), manager, registry, Options(announce=lambda line: None, **options))
+        return run(resolve_run(registry, request), manager, registry, Options(announce=lambda line: None, **options))
 
     yield go
     leave()

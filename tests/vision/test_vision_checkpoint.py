@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 from torch.nn import functional
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError
 from embed_core.testing.checkpoints import check_checkpointer, sample_card
 from embed_core.testing.models import encode

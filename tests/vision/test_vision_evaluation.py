@@ -13,10 +13,10 @@ import torch
 from PIL import Image
 from torch import Tensor, nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError, DataError
 from embed_core.events import RunEvent
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing.components import build
 from embed_core.types import Embeddings, RetrievalSet
 from embed_vision.datasets.config import PicturesConfig

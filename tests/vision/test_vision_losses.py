@@ -10,10 +10,10 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError
 from embed_core.losses.config import MaskConfig
-from embed_core.registry import Registry
 from embed_core.testing import check_loss, random_batch
 from embed_core.testing.batches import leaves
 from embed_core.types import Batch, Targets

@@ -14,7 +14,7 @@ from PIL import Image
 from pydantic import ValidationError
 from torch.nn import functional
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError, DataError
 from embed_core.models.lora.build import adapt
 from embed_core.models.lora.config import LoraModelConfig

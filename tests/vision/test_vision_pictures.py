@@ -11,9 +11,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import DataError
-from embed_core.registry import Registry
 from embed_vision.datasets.config import PicturesConfig
 from embed_vision.datasets.dataset import ImageTextDataset
 from embed_vision.datasets.items import Mixed, Picture

@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.config.run import RunConfig
 from embed_core.errors import ConfigError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.testing.components import check_plugin
 from embed_vision.recipe.defaults import tokens_per_picture
 
@@ -50,14 +51,14 @@ def registry() -> Any:
 
 def compiled(registry: Any, *settings: str, text: str = "", world_size: int = 1, sanity: bool = False) -> RunConfig:
     file = document.parse(text, "train.yaml") if text else document.Document()
-    request = load.Request(
+    request = Request(
         registry.recipe("vision"),
         file,
         overrides=document.overrides(list(settings)),
         world_size=world_size,
         sanity=sanity,
     )
-    return load.resolve(registry, request)
+    return resolve_run(registry, request)
 
 
 def plain(config: Any) -> dict[str, Any]:
@@ -247,7 +248,7 @@ def test_what_is_refused(registry: Any, settings: tuple[str, ...], message: str)
 
 
 def test_mrl_without_embed_mrl() -> None:
-    from embed_core.registry import Registry
+    from embed_core.config.registry import Registry
     from embed_vision.recipe.recipe import VisionRecipe
 
     with pytest.raises(ValueError, match="need the loss `matryoshka` of embed-mrl, which is not installed"):
@@ -289,11 +290,3 @@ def test_tokens_of_a_picture_are_read_from_the_model(tmp_path: Path) -> None:
 )
 def test_tokens_of_a_picture_are_read_from_a_name(name: str, tokens: int) -> None:
     assert tokens_per_picture(name, {}) == tokens
-
-
-def test_the_recipe_s_page_lists_every_key_with_its_default(registry: Any) -> None:
-    page = (Path(__file__).parents[2] / "docs/recipes/vision.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page.split("## Keys")[1], flags=re.MULTILINE))
-    fields = registry.recipe("vision").model_fields
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-    assert rows == {name: "[]" if value == () else str(value) for name, value in defaults.items()}

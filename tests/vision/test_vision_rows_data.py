@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from pydantic import ValidationError
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError, DataError
-from embed_core.registry import Registry
 from embed_vision.datasets import checking
 from embed_vision.datasets.config import ImageTextConfig
 from embed_vision.datasets.dataset import ImageTextDataset, reversed_set

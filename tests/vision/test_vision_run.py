@@ -11,10 +11,12 @@ import pytest
 import torch
 from PIL import Image
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.distributed.process_group import leave
 from embed_core.errors import DataError
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.train.run import Options, RunResult, run
 
 torch.set_num_threads(1)
@@ -28,14 +30,14 @@ def start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Callable[
     def go(*settings: str, out: str = "out", text: str = "", **options: Any) -> RunResult:
         manager, registry = activate(["vision"])
         fixed = ["engine.precision=fp32", "data.drawn=shapes"] if "data_path" not in str(settings) + text else []
-        request = load.Request(
+        request = Request(
             registry.recipe("vision"),
             document.parse(text, "train.yaml") if text else document.Document(),
             overrides=document.overrides([*fixed, "engine.precision=fp32", *settings]),
             sanity=True,
             flags={"output_dir": str(tmp_path / out), "plugins": ["vision"]},
         )
-        return run(load.resolve(registry, request), manager, registry, Options(announce=lambda line: None, **options))
+        return run(resolve_run(registry, request), manager, registry, Options(announce=lambda line: None, **options))
 
     yield go
     leave()

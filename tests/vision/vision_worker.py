@@ -12,12 +12,12 @@ import torch
 from torch import nn
 
 from embed_core.batch.collate import make_host_batch, share_of_rank
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.models.lora.build import adapt
 from embed_core.models.lora.config import LoraModelConfig
-from embed_core.registry import Registry
 from embed_core.train.step import Step
 from embed_core.types import Batch, Example, LossOutput, Targets
 from embed_core.zero.engine import Trainable, initialize

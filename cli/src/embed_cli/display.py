@@ -17,7 +17,7 @@ from rich.table import Table
 from rich.text import Text
 
 from embed_cli.tables import compare, plain_lines, rich_table, split_key, way_label
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from rich.console import RenderableType

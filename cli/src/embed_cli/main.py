@@ -138,7 +138,7 @@ def plugins(plugin: PluginNames = None) -> None:
     from rich.console import Console
 
     from embed_cli.plugins_view import print_plugins
-    from embed_core.plugins import status
+    from embed_core.plugin.manager import status
 
     print_plugins(Console(), status(plugin or ()))
 
@@ -153,7 +153,7 @@ def schema(
 
     from embed_core.config.schema import recipe_schema, run_schema
     from embed_core.errors import ConfigError
-    from embed_core.plugins import activate
+    from embed_core.plugin.manager import activate
 
     names = plugin or []
     _, registry = activate(names)
@@ -195,7 +195,7 @@ def add_plugin_commands(arguments: list[str]) -> None:
     words = [argument for argument in arguments if not argument.startswith("-")]
     if (words and words[0] in BUILT_IN) or arguments[:1] == ["--version"]:
         return
-    from embed_core import plugins as core
+    from embed_core.plugin import manager as core
 
     for plugin in core.discover().values():
         try:

@@ -12,7 +12,7 @@ from rich.text import Text
 if TYPE_CHECKING:
     from rich.console import Console
 
-    from embed_core.plugins import PluginStatus
+    from embed_core.plugin.manager import PluginStatus
 
 HEADER = ("plugin", "package", "version", "status", "cause")
 NOTHING = "no plugin is installed: `pip install embed-bge` is a beginning"

@@ -48,7 +48,7 @@ def execute(request: ProveRequest) -> None:
         )
     from rich.console import Console
 
-    from embed_core.config.load import plain
+    from embed_core.config.resolve import plain
 
     console = Console()
     batches = f"{request.batches} batches" if request.batches > 1 else "1 batch"

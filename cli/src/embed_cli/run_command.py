@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     import pluggy
 
     from embed_core.config.document import Document
+    from embed_core.config.registry import Registry
     from embed_core.config.run import RunConfig
-    from embed_core.registry import Registry
 
 COMMAND_LINE = "EMBED_COMMAND_LINE"
 SECTIONS = ("model", "data", "sampler", "loss", "checkpoint")
@@ -65,9 +65,11 @@ def execute(request: RunRequest) -> None:
 
 def resolve(request: RunRequest, world_size: int) -> tuple[RunConfig, pluggy.PluginManager, Registry]:
     """Activate the plugins and resolve the config. Raises EmbedError for everything a user can mend."""
-    from embed_core.config import document, load
-    from embed_core.config.shipped import find_config
-    from embed_core.plugins import activate
+    from embed_core.config import document
+    from embed_core.config.presets import find_config
+    from embed_core.config.resolve import Request
+    from embed_core.config.resolve import resolve as resolve_run
+    from embed_core.plugin.manager import activate
 
     path = _config_path(request)
     active = activate(request.plugins) if request.plugins else None
@@ -86,7 +88,7 @@ def resolve(request: RunRequest, world_size: int) -> tuple[RunConfig, pluggy.Plu
         "plugins": list(names),
     }
     overrides = document.overrides(request.overrides)
-    config = load.resolve(registry, load.Request(recipe, given, request.sanity, overrides, flags, world_size))
+    config = resolve_run(registry, Request(recipe, given, request.sanity, overrides, flags, world_size))
     return config, manager, registry
 
 
@@ -107,7 +109,7 @@ def _plugin_names(request: RunRequest, given: Document) -> tuple[str, ...]:
     if isinstance(names, str) or not all(isinstance(name, str) for name in names):
         raise ConfigError(f"{given.place(('plugins',))}: plugins: a list of names is needed, got {names!r}")
     if not names:
-        from embed_core.plugins import discover
+        from embed_core.plugin.manager import discover
 
         known = ", ".join(sorted(discover())) or "none"
         raise ConfigError(f"which plugin? Add --plugin NAME (installed: {known}) or `plugins: [NAME]` to the config")
@@ -122,7 +124,7 @@ def _is_complete(given: Document) -> bool:
 def _print_config(config: RunConfig) -> None:
     import yaml
 
-    from embed_core.config.load import plain
+    from embed_core.config.resolve import plain
 
     text = yaml.safe_dump(plain(config), sort_keys=False, allow_unicode=True)
     if sys.stdout.isatty():
@@ -170,7 +172,7 @@ def _terminated(number: int, frame: object) -> NoReturn:
 def _launch(request: RunRequest, config: RunConfig) -> None:
     """Start the ranks with the output directory decided, so that all agree on it."""
     from embed_cli.launch import launch
-    from embed_core.config.load import default_output_dir
+    from embed_core.config.resolve import default_output_dir
 
     directory = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
     arguments = arguments_of(replace(request, output_dir=directory, nproc=1))

@@ -11,9 +11,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.registry import Registry
 from embed_core.testing import (
     build,
     check_checkpointer,

@@ -10,12 +10,12 @@ import pytest
 import torch
 
 from embed_bge.config import BGEM3ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.models.from_scratch.encoder import xlm_roberta
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.lora.config import LoraModelConfig
-from embed_core.registry import Registry
 from embed_core.testing.datasets import tiny_dataset
 
 torch.set_num_threads(1)

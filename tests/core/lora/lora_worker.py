@@ -19,11 +19,11 @@ from engine_worker import train
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_bge.loss_config import BGEUnifiedConfig
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import join, leave
 from embed_core.models.lora.config import LoraModelConfig
-from embed_core.registry import Registry
 
 
 def adapted(folder: Path, *flags: str) -> Any:

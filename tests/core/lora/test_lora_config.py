@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from embed_core.config import document, load
+from embed_core.config import document
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.errors import ConfigError
 from embed_core.models.lora.config import LoraModelConfig
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 
 INNER = "inner: {kind: bge-m3}"
 
@@ -20,7 +22,7 @@ INNER = "inner: {kind: bge-m3}"
 def resolve(model: str) -> Any:
     _, registry = activate(["bge"])
     overrides = document.overrides([f"model={{kind: lora, {model}}}"])
-    return load.resolve(registry, load.Request(registry.recipe("bge"), overrides=overrides)).model
+    return resolve_run(registry, Request(registry.recipe("bge"), overrides=overrides)).model
 
 
 def test_the_config_wraps_any_kind_and_survives_being_written() -> None:
@@ -75,7 +77,7 @@ def test_the_page_s_config_is_one_and_its_table_has_every_key(tmp_path: Path) ->
     file = tmp_path / "lora.yaml"
     file.write_text(page.split("```yaml\n")[1].split("```")[0], encoding="utf-8")
     _, registry = activate(["bge"])
-    config = load.resolve(registry, load.Request(registry.recipe("bge"), document.read(file)))
+    config = resolve_run(registry, Request(registry.recipe("bge"), document.read(file)))
     assert isinstance(config.model, LoraModelConfig)
     assert config.train.optimizer.learning_rate == 2e-4
     rows = [line.split("|")[1] for line in page.splitlines() if line.startswith("| `")]

@@ -15,8 +15,8 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from embed_bge.checkpoint import BGEM3Checkpointer
-from embed_core.config.base import ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import ModelConfig
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.export.transformers import TransformersCheckpointer
 from embed_core.models.lora.structure import state_of

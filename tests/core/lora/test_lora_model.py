@@ -13,12 +13,12 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
-from embed_core.config.base import ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import ModelConfig
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError
 from embed_core.models.lora.targets import roots_of
 from embed_core.protocols import ExportsOtherwise, Model, provides
-from embed_core.registry import Registry
 from embed_core.testing.models import check_model, encode
 from embed_core.testing.tiny import TinyModel
 

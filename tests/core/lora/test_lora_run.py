@@ -10,12 +10,14 @@ import pytest
 import torch
 
 from embed_bge.config import BGEM3ModelConfig
-from embed_core.config import document, load
-from embed_core.context import BuildContext
+from embed_core.config import document
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
+from embed_core.config.resolve import Request
+from embed_core.config.resolve import resolve as resolve_run
 from embed_core.distributed.process_group import leave
 from embed_core.models.lora.config import LoraModelConfig
-from embed_core.plugins import activate
-from embed_core.registry import Registry
+from embed_core.plugin.manager import activate
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.models import assert_same_text, encode, text_vectors
 from embed_core.train.run import Options, RunResult, run
@@ -43,10 +45,10 @@ def start(base: Path, tmp_path: Path) -> Iterator[Start]:
         inner = f"inner: {{kind: bge-m3, name_or_path: '{base / 'model'}'}}"
         given = [f"model={{kind: lora, r: 4, {inner}{model}}}", *SETTINGS, *settings]
         flags = {"output_dir": str(tmp_path / out), "plugins": ["bge"]}
-        request = load.Request(registry.recipe("bge"), overrides=document.overrides(given), flags=flags)
+        request = Request(registry.recipe("bge"), overrides=document.overrides(given), flags=flags)
         announce = (lambda line: None) if lines is None else lines.append
         chosen = Options(dataset=tiny_dataset(), announce=announce, **options)
-        return run(load.resolve(registry, request), manager, registry, chosen)
+        return run(resolve_run(registry, request), manager, registry, chosen)
 
     yield started
     leave()
@@ -124,9 +126,9 @@ def hello_lora(tmp_path: Path) -> Iterator[Callable[[], tuple[RunResult, Any]]]:
             "engine.precision=fp32",
         ]
         flags = {"output_dir": str(tmp_path / "hello"), "plugins": ["hello"]}
-        request = load.Request(registry.recipe("hello"), overrides=document.overrides(given), flags=flags)
+        request = Request(registry.recipe("hello"), overrides=document.overrides(given), flags=flags)
         options = Options(dataset=tiny_dataset(held_out_rows=6), announce=lambda line: None)
-        result = run(load.resolve(registry, request), manager, registry, options)
+        result = run(resolve_run(registry, request), manager, registry, options)
         return result, load_hello(result.export_dir)
 
     yield started

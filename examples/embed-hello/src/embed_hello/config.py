@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from embed_core.config.base import CheckpointConfig, LossConfig, ModelConfig, SamplerConfig
+from embed_core.config.component import CheckpointConfig, LossConfig, ModelConfig, SamplerConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
     from embed_hello.checkpoint import HelloCheckpointer
     from embed_hello.loss import HardestMargin

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embed_core.config.base import CheckpointConfig, LossConfig, ModelConfig, Recipe, SamplerConfig
-from embed_core.hookspecs import hookimpl
+from embed_core.config.component import CheckpointConfig, LossConfig, ModelConfig, SamplerConfig
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 EMBED_API_VERSION = 1
 """The hook API this plugin was written for; a core with another one says so instead of failing later."""

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field
 
-from embed_core.config.base import Recipe
+from embed_core.config.recipe import Recipe
 
 PACKAGED_ROWS = Path(__file__).with_name("stdlib.jsonl")
 

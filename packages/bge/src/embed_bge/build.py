@@ -13,7 +13,7 @@ from torch import nn
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_bge.model import BGEM3Model
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.encoder import seeded, xlm_roberta

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from embed_core.config.base import CheckpointConfig, ModelConfig
+from embed_core.config.component import CheckpointConfig, ModelConfig
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.text.pooling import Pooling
@@ -14,7 +14,7 @@ from embed_core.text.pooling import Pooling
 if TYPE_CHECKING:
     from embed_bge.checkpoint import BGEM3Checkpointer
     from embed_bge.model import BGEM3Model
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
 
 
 class BGEM3ModelConfig(ModelConfig):

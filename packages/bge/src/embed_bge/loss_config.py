@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import LossConfig, Section
+from embed_core.config.component import LossConfig, Section
 from embed_core.losses.config import MaskConfig
 
 if TYPE_CHECKING:
     from embed_bge.loss import BGEUnifiedLoss
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
 
 
 class TermWeights(Section):

@@ -6,14 +6,16 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar, Literal, Self
 
-from pydantic import Field, field_validator, model_validator
+from pydantic import Field, ValidationInfo, field_validator, model_validator
 
 from embed_bge.defaults import FINE_TUNING, SCRATCH, Defaults
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 
 PYDOCS = "pydocs"
+NO_IN_BATCH = "no_in_batch_neg"
+"""What FlagEmbedding's users put into the names of files and folders whose rows go without in-batch negatives."""
 
 
 class BGERecipe(Recipe):
@@ -27,8 +29,10 @@ class BGERecipe(Recipe):
 
     model_name_or_path: str = FROM_SCRATCH
     """A model directory, a model of the hub (``BAAI/bge-m3``), or ``from-scratch``."""
-    train_data: str = PYDOCS
-    """A JSONL file, a folder of them, a BEIR folder, or ``pydocs``: the documentation of installed Python packages."""
+    train_data: str | tuple[str, ...] = PYDOCS
+    """Rows of any format: a file, a folder of files or of such folders, a BEIR folder, a dataset of the hub, or several
+    of them; or ``pydocs``: the documentation of installed Python packages. What has
+    ``no_in_batch_neg`` in the name of its file or folder is trained without in-batch negatives."""
     eval_data: tuple[str, ...] = ()
     """BEIR folders to evaluate on, before and after training; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)
@@ -42,7 +46,11 @@ class BGERecipe(Recipe):
     train_group_size: int = Field(default=8, ge=1)
     """Passages per row, the positive and its hard negatives; rows without negatives have the positive only."""
     same_dataset_within_batch: bool = False
-    """Every batch comes from one file of the training folder. Off, no two rows of a batch share a text."""
+    """Every batch comes from one source (a file). Off, no two rows of a batch share a text."""
+    small_threshold: int = 0
+    """Files of fewer rows are merged within their folder. Never so here: only 0 is accepted."""
+    drop_threshold: int = 0
+    """What was merged and has fewer rows is dropped. Never so here: only 0 is accepted."""
     negatives_cross_device: bool = True
     """Passages of all ranks are each other's negatives. Always so here: False is refused."""
     query_max_len: int | None = Field(default=None, ge=3)
@@ -137,6 +145,16 @@ class BGERecipe(Recipe):
             )
         return value
 
+    @field_validator("small_threshold", "drop_threshold")
+    @classmethod
+    def _no_threshold(cls, value: int, info: ValidationInfo) -> int:
+        if value:
+            raise ValueError(
+                f"{info.field_name}: {value} is not offered: every source keeps its rows and its batches, whatever its "
+                "size; set 0, or leave the key out"
+            )
+        return value
+
     @model_validator(mode="after")
     def _one_precision(self) -> Self:
         if self.fp16 and self.bf16:
@@ -144,7 +162,7 @@ class BGERecipe(Recipe):
         return self
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         defaults = SCRATCH if self._model_name() == FROM_SCRATCH else FINE_TUNING
         output = {} if self.output_dir is None else {"output_dir": str(self.output_dir)}
         rows = self.per_device_train_batch_size or defaults.per_device_train_batch_size
@@ -184,8 +202,8 @@ class BGERecipe(Recipe):
     def _model_name(self) -> str:
         return str(self.model.get("name_or_path", self.model_name_or_path))
 
-    def _data_path(self) -> str:
-        return str(self.data.get("path", self.train_data))
+    def _data_path(self) -> Any:
+        return self.data.get("path", self.train_data)
 
     def _model(self, defaults: Defaults) -> dict[str, Any]:
         same = (
@@ -210,11 +228,13 @@ class BGERecipe(Recipe):
         } | {key: getattr(self, key) for key in same}
 
     def _data(self) -> dict[str, Any]:
+        apart = {} if self._data_path() == PYDOCS else {"no_in_batch_negatives": [NO_IN_BATCH]}
         return {
             "kind": "auto",
             "path": self.train_data,
             "negatives": self.train_group_size - 1,
             "held_out_rows": self._held_out_rows(),
+            **apart,
         }
 
     def _held_out_rows(self) -> int | None:

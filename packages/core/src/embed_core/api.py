@@ -6,14 +6,14 @@ import sys
 from collections.abc import Mapping, Sequence
 from typing import Any, ClassVar
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import Document, lay_over
-from embed_core.config.load import Request, resolve
+from embed_core.config.recipe import Recipe
+from embed_core.config.resolve import Request, resolve
 from embed_core.config.run import RunConfig
 from embed_core.distributed.process_group import environment
 from embed_core.errors import ConfigError, DataError
 from embed_core.observers.progress import ProgressLines
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.protocols import Announce, Dataset
 from embed_core.train.run import Options, RunResult, run
 
@@ -83,9 +83,9 @@ class BaseRetrieverTrainer:
             return rows
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise DataError(f"train_dataset: a sequence of rows is needed, got {type(rows).__name__}: put it in a list")
-        from embed_core.datasets.draw import DrawOptions
-        from embed_core.datasets.in_memory import InMemoryRows
         from embed_core.datasets.retrieval import RetrievalDataset
+        from embed_core.datasets.sampling import DrawOptions
+        from embed_core.datasets.sources.memory import InMemoryRows
 
         data = getattr(config.data, "inner", config.data)  # of what adds a teacher's vectors, the rows' own config
         options = DrawOptions(

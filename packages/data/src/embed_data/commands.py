@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_data.mix.config import MixConfig
 
 app = typer.Typer(help="Look at training data without training.", no_args_is_help=True)
@@ -42,10 +42,10 @@ def inspect(
     """Format, columns, lengths, duplicates, empty and over-long texts, leaks into evaluation data."""
     from dataclasses import asdict
 
+    from embed_data.formats.options import file_fields
     from embed_data.inspection.measure import Measure
     from embed_data.inspection.measure import inspect as look
     from embed_data.inspection.view import lines
-    from embed_data.readers.options import file_fields
 
     how = file_fields(columns or [], format=format_, header=header, split=split, subset=subset)
     measure = Measure(_tokenizer(tokenizer), max_length)
@@ -82,8 +82,8 @@ def _mix_config(path: Path, options: dict[str, Any], context: BuildContext) -> M
     """The mix that a file is or names. Raises ConfigError."""
     from embed_core.config import document
     from embed_core.errors import ConfigError
+    from embed_data.formats.options import validated
     from embed_data.mix.config import MixConfig
-    from embed_data.readers.options import validated
 
     given = document.read(path)
     data: dict[str, Any] = {"config": str(path)}
@@ -105,9 +105,9 @@ def _context(seed: int = 42, *, quiet: bool = False) -> BuildContext:
     """Every installed plugin's kinds are known that works: a mix may name any."""
     import sys
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.errors import EmbedError
-    from embed_core.plugins import activate, discover
+    from embed_core.plugin.manager import activate, discover
 
     names = ["data"]
     for name in sorted(set(discover()) - {"data"}):

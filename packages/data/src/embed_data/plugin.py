@@ -4,14 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import typer
 
-    from embed_core.config.base import DatasetConfig, LossConfig, Recipe
+    from embed_core.config.component import DatasetConfig, LossConfig
+    from embed_core.config.recipe import Recipe
 
 EMBED_USES = ("mrl", "distill")
 """embed-mrl and embed-distill, where they are installed: the recipe's key ``mrl_dims`` compiles to the one's loss, and

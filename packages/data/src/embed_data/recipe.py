@@ -8,9 +8,9 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
-from embed_core.config.load import SANITY
+from embed_core.config.recipe import Recipe
+from embed_core.config.resolve import SANITY
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_data.config import PYDOCS
 
@@ -30,8 +30,9 @@ class DataRecipe(Recipe):
     """A model directory, a model of the hub, or ``from-scratch``."""
     dataset_config: str | None = None
     """A dataset YAML (kind ``mix``): ``use_all``, ``num_total_data``, ``allow_duplicate``, ``datasets``."""
-    train_data: str = PYDOCS
-    """Without ``dataset_config``: what kind ``file`` reads, or ``pydocs``, the documentation of installed packages."""
+    train_data: str | tuple[str, ...] = PYDOCS
+    """Without ``dataset_config``: what kind ``file`` reads, one path or several; or ``pydocs``, the documentation of
+    installed packages."""
     eval_data: tuple[str, ...] = ()
     """BEIR folders to evaluate on, before and after training; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)
@@ -134,7 +135,7 @@ class DataRecipe(Recipe):
         return self
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         run = self._run(world_size)
         if self.sanity_test:
             small = {**SANITY, "sampler": {"batch_size": max(SANITY_ROWS, world_size)}}

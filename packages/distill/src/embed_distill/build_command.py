@@ -16,11 +16,11 @@ from embed_core.errors import ConfigError, DataError, did_you_mean
 if TYPE_CHECKING:
     import numpy as np
 
-    from embed_core.config.base import DatasetConfig
+    from embed_core.config.component import DatasetConfig
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
     from embed_core.config.run import RunConfig
-    from embed_core.context import BuildContext
     from embed_core.protocols import Dataset
-    from embed_core.registry import Registry
     from embed_core.types import Example, RetrievalSet, Role
     from embed_distill.datasets.with_teacher_config import WithTeacherConfig
     from embed_distill.store.codec import Dtype
@@ -98,7 +98,7 @@ def _run(request: BuildRequest) -> None:
     run, registry = _resolved(request)
     ranks = join(cast("Any", request.device))
     try:
-        from embed_core.context import BuildContext
+        from embed_core.config.context import BuildContext
 
         context = BuildContext(
             registry,
@@ -121,7 +121,7 @@ def _run(request: BuildRequest) -> None:
 
 def _resolved(request: BuildRequest) -> tuple[RunConfig | None, Registry]:
     if not request.of_a_run:
-        from embed_core.plugins import activate
+        from embed_core.plugin.manager import activate
 
         return None, activate(["distill"])[1]
     from embed_cli.run_command import RunRequest, resolve

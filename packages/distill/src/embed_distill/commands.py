@@ -134,7 +134,7 @@ def gc(
 
 def _root(store: str | None) -> Path:
     """Raises DataError where there is no store."""
-    from embed_core.context import cache_root
+    from embed_core.config.context import cache_root
     from embed_distill.store.inventory import store_root
 
     root = store_root(store, cache_root())

@@ -4,21 +4,15 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
     import typer
 
-    from embed_core.config.base import (
-        CheckpointConfig,
-        DatasetConfig,
-        EvaluatorConfig,
-        LossConfig,
-        ModelConfig,
-        Recipe,
-    )
+    from embed_core.config.component import CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig
+    from embed_core.config.recipe import Recipe
     from embed_core.events import RunEvent
 
 EMBED_REQUIRES = ("data",)

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from embed_core.config.base import CheckpointConfig, LossConfig
+from embed_core.config.component import CheckpointConfig, LossConfig
 from embed_core.evaluation.config import RetrievalEvaluatorConfig
 from embed_core.export.config import TransformersCheckpointConfig
 from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Checkpointer, Dataset
     from embed_mrl.evaluator import DimensionsEvaluator
     from embed_mrl.loss import MatryoshkaLoss

@@ -10,7 +10,7 @@ from torch.nn import functional
 
 from embed_core.distributed.seeds import seed_of
 from embed_core.embeddings import detach, missing_kind
-from embed_core.protocols import TakesOtherDense, provides
+from embed_core.protocols import TakesOtherDense, keeps_rows_apart, provides
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_mrl import prefix
 from embed_mrl.dims import resolved
@@ -45,6 +45,7 @@ class MatryoshkaLoss(nn.Module):
         super().__init__()
         self.config, self.inner, self._seed = config, inner, seed
         self.shares_rows = bool(getattr(inner, "shares_rows", False))
+        self.in_batch_by_row = keeps_rows_apart(inner)
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
         """The weighted sum; where the inner loss shares rows, of its parts.

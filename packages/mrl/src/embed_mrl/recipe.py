@@ -8,8 +8,8 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, ValidationInfo, field_validator
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_mrl.dims import checked, checked_choice, checked_count, checked_weights
 
@@ -36,8 +36,9 @@ class MRLRecipe(Recipe):
     """Dimensions trained in one step, the full one among them, the others drawn anew; -1 = all."""
     truncate_dim: int | None = Field(default=None, gt=0)
     """Dimensions that the exported model gives in sentence-transformers unless told otherwise; None = all."""
-    train_data: str = PYDOCS
-    """A JSONL file, a folder of them, a BEIR folder, or ``pydocs``: the documentation of installed Python packages."""
+    train_data: str | tuple[str, ...] = PYDOCS
+    """Rows of any format: a file, a folder of files or of such folders, a BEIR folder, a dataset of the hub, or several
+    of them; or ``pydocs``: the documentation of installed Python packages."""
     eval_data: tuple[str, ...] = ()
     """BEIR folders to evaluate on, before and after training; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)
@@ -134,7 +135,7 @@ class MRLRecipe(Recipe):
         return bf16
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         output = {} if self.output_dir is None else {"output_dir": str(self.output_dir)}
         rows = self.per_device_train_batch_size or (64 if self._scratch else 32)
         return {
@@ -196,7 +197,7 @@ class MRLRecipe(Recipe):
         }
 
     def _held_out_rows(self) -> int | None:
-        if self.held_out_rows is not None or str(self.data.get("path", self.train_data)) == PYDOCS:
+        if self.held_out_rows is not None or self.data.get("path", self.train_data) == PYDOCS:
             return self.held_out_rows
         return 0 if self.eval_data else None
 

@@ -8,7 +8,7 @@ from hashlib import blake2b
 from pathlib import Path
 from typing import Any
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.byte_level import END_OF_TEXT, ending

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from embed_core.config.base import DatasetConfig, SamplerConfig, Section
+from embed_core.config.component import DatasetConfig, SamplerConfig, Section
 from embed_core.samplers.config import NoDuplicatesConfig
 
 if TYPE_CHECKING:
     from collections.abc import Mapping, Sequence
 
+    from embed_core.config.context import BuildContext
     from embed_core.config.run import RunConfig
-    from embed_core.context import BuildContext
     from embed_core.protocols import Dataset, Sampler
 
 By = Literal["given", "rank", "share", "score", "margin"]

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import LossConfig
+from embed_core.config.component import LossConfig
 from embed_core.losses.config import MaskConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_qwen.losses.qwen3_infonce import Qwen3InfoNCE
     from embed_qwen.losses.swift_infonce import SwiftInfoNCE
     from embed_qwen.losses.swift_pairs import SwiftPairs

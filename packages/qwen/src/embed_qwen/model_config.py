@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal, Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import CheckpointConfig, ModelConfig, Section
+from embed_core.config.component import CheckpointConfig, ModelConfig, Section
 from embed_core.models.from_scratch import FROM_SCRATCH
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_qwen.checkpoint import Qwen3Checkpointer
     from embed_qwen.model import Qwen3EmbeddingModel
 

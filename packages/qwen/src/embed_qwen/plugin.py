@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from embed_core.config.base import CheckpointConfig, DatasetConfig, LossConfig, ModelConfig, Recipe, SamplerConfig
-from embed_core.hookspecs import hookimpl
+from embed_core.config.component import CheckpointConfig, DatasetConfig, LossConfig, ModelConfig, SamplerConfig
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""

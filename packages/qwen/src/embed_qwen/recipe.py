@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_qwen.curriculum_config import StageConfig
 from embed_qwen.recipe_stages import (
@@ -193,7 +193,7 @@ class QwenRecipe(Recipe):
         return self
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         defaults = self._defaults()
         rows = self.per_device_train_batch_size or defaults.per_device_train_batch_size
         output = {} if self.output_dir is None else {"output_dir": str(self.output_dir)}

@@ -47,7 +47,7 @@ def create_qwen_trainer(
     given: dict[str, Any] = {"dataset_paths": tuple(map(str, paths)), "model_name_or_path": model_name_or_path, **keys}
     if output_dir is not None:
         given["output_dir"] = Path(output_dir)
-    from embed_core.plugins import activate
+    from embed_core.plugin.manager import activate
 
     try:
         # Stages may name components, which are looked up in the registry.

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.encoder import seeded, xlm_roberta

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from embed_core.config.base import CheckpointConfig, ModelConfig
+from embed_core.config.component import CheckpointConfig, ModelConfig
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.config import EncoderShape
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_sbert.checkpoint import SentenceTransformersCheckpointer
     from embed_sbert.model import SentenceTransformersModel
 

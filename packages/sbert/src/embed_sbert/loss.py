@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError
 from embed_core.types import Batch, LossOutput, Targets
 from embed_sbert.columns import Columns, columns_of

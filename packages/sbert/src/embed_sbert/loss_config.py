@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, field_validator, model_validator
 
-from embed_core.config.base import LossConfig
+from embed_core.config.component import LossConfig
 from embed_core.errors import did_you_mean
 from embed_core.losses.config import MaskConfig
 from embed_sbert.loss_names import REFUSED, SUPPORTED
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_sbert.loss import GivenLoss
     from embed_sbert.ranking import MultipleNegativesRanking
 

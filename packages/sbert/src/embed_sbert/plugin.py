@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
-from embed_core.config.base import CheckpointConfig, LossConfig, ModelConfig, Recipe
-from embed_core.hookspecs import hookimpl
+from embed_core.config.component import CheckpointConfig, LossConfig, ModelConfig
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from embed_core.events import RunEvent

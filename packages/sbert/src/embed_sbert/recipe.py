@@ -7,8 +7,8 @@ from typing import Any, ClassVar, Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import Recipe
 from embed_core.config.document import lay_over
+from embed_core.config.recipe import Recipe
 from embed_core.config.run import TrainConfig
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_sbert.sections import PYDOCS, DataKeys, DeviceKeys, HubKeys, OptimKeys, OutputKeys, TrainKeys
@@ -61,7 +61,7 @@ class SbertRecipe(Recipe):
         return Path(__file__).parent / "configs"
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         directory = self.output.directory
         rows = self.train.batch_size or (64 if self._scratch else 32)
         return {

@@ -34,6 +34,8 @@ class HostBatch:
     passage_keys: Ints
     positives: Ints
     positive_counts: Ints
+    in_batch: Ints
+    """Per row: 1 where it competes with other rows' passages, else 0."""
     scores: NDArray[np.float32]
     """Per passage; NaN where the row has no teacher scores."""
     teacher: Floats | None = None
@@ -94,6 +96,7 @@ def make_host_batch(model: Tokenizes, examples: Sequence[Example], *, deduplicat
         passage_keys=_ints(key_identity(k) for e in examples for k in e.passage_keys or (None,) * len(e.passages)),
         positives=_ints(i for e in examples for i in _known_positives(e)),
         positive_counts=_ints(len(_known_positives(e)) for e in examples),
+        in_batch=_ints(e.in_batch_negatives for e in examples),
         scores=np.fromiter((s for e in examples for s in e.scores or (np.nan,) * len(e.passages)), dtype=np.float32),
         teacher=_teacher(examples),
     )

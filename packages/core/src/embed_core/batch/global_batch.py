@@ -45,6 +45,7 @@ class GlobalBatch:
             scores_P=None if bool(scores_P.isnan().all()) else scores_P,
             step=step,
             teacher=_teacher(host, columns["width"], shares, passages_of, ranks),
+            in_batch_B=None if all(map(np.all, columns["in_batch"])) else tensor["in_batch"].bool(),
         )
         self.rows = sum(shares)
         self.own_rows = (sum(shares[: ranks.rank]), sum(shares[: ranks.rank + 1]))
@@ -81,6 +82,7 @@ _COLUMNS = (
     "passage_keys",
     "positives",
     "positive_counts",
+    "in_batch",
 )
 
 

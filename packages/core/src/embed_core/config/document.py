@@ -10,10 +10,12 @@ from typing import Any
 
 import yaml
 
-from embed_core.config.comments import JSON_SUFFIXES, without_comments
 from embed_core.errors import ConfigError, did_you_mean
 
 KeyPath = tuple[str | int, ...]
+JSON_SUFFIXES = (".json", ".jsonc", ".json5")
+_COMMENT_OR_TAB = re.compile(r'"(?:\\.|[^"\\])*"|//[^\n]*|/\*.*?\*/|\t', re.DOTALL)
+"""Matches a JSON string (inside which nothing else counts), a comment, or a tab, which YAML does not take for space."""
 
 
 @dataclass
@@ -48,6 +50,13 @@ def read(path: Path) -> Document:
     document = parse(without_comments(text) if path.suffix in JSON_SUFFIXES else text, str(path))
     document.name = path.stem
     return document
+
+
+def without_comments(text: str) -> str:
+    """``text`` with spaces for tabs and for ``// …`` and ``/* … */`` outside strings: every line and column stays."""
+    return _COMMENT_OR_TAB.sub(
+        lambda found: found[0] if found[0].startswith('"') else re.sub(r"[^\n]", " ", found[0]), text
+    )
 
 
 def parse(text: str, name: str) -> Document:

@@ -15,7 +15,7 @@ from pydantic import (
     model_validator,
 )
 
-from embed_core.config.base import (
+from embed_core.config.component import (
     CheckpointConfig,
     DatasetConfig,
     EvaluatorConfig,

@@ -6,9 +6,10 @@ from typing import Any
 
 from pydantic.json_schema import models_json_schema
 
-from embed_core.config.base import SLOT_BASES, Component, Recipe
+from embed_core.config.component import SLOT_BASES, Component
+from embed_core.config.recipe import Recipe
+from embed_core.config.registry import Registry
 from embed_core.config.run import RunConfig
-from embed_core.registry import Registry
 
 
 def run_schema(registry: Registry) -> dict[str, Any]:

@@ -6,14 +6,14 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator, model_validator
 
-from embed_core.config.base import EvaluatorConfig, resolved_path
+from embed_core.config.component import EvaluatorConfig, resolved_path
 from embed_core.errors import ConfigError
 from embed_core.evaluation.measures import deepest_cutoff, parse_measures
 
 if TYPE_CHECKING:
     from pathlib import Path
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.evaluation.retrieval import RetrievalEvaluator
     from embed_core.protocols import Dataset
     from embed_core.types import RetrievalSet
@@ -79,7 +79,7 @@ class RetrievalEvaluatorConfig(EvaluatorConfig):
 
     def _data(self, dataset: Dataset) -> RetrievalSet:
         if self.path is not None:
-            from embed_core.datasets.beir import read_beir
+            from embed_core.datasets.sources.beir import read_beir
 
             folder: Path = resolved_path(self.path)
             return read_beir(folder, self.split)

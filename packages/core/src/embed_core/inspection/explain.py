@@ -11,12 +11,12 @@ import torch
 
 from embed_core.batch.chunks import ChunkRule, chunks_of_ranks
 from embed_core.batch.collate import HostBatch, make_host_batch
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, RunConfig
 from embed_core.errors import ConfigError
 from embed_core.inspection.parts import Parts
 from embed_core.inspection.plan.target import ranks_of
 from embed_core.protocols import Announce, Dataset
-from embed_core.registry import Registry
 from embed_core.train.trainer import Pace
 from embed_core.types import Example
 from embed_core.utils.hashing import described

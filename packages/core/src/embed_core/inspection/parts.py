@@ -7,11 +7,12 @@ from typing import Any
 
 from embed_core.acceleration.auto import resolve_auto
 from embed_core.batch.loader import Batches
+from embed_core.config.registry import Registry
 from embed_core.config.run import RunConfig
+from embed_core.datasets.wrappers import check_loss
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
 from embed_core.protocols import Announce, Dataset
-from embed_core.registry import Registry
 from embed_core.train.build import build_context, seed_everything
 
 
@@ -55,4 +56,6 @@ class Parts:
 
     def loss(self) -> Any:
         """A new loss."""
-        return self.config.loss.build(replace(self._context, model=self._built))
+        loss = self.config.loss.build(replace(self._context, model=self._built))
+        check_loss(loss, self.dataset)
+        return loss

@@ -31,6 +31,15 @@ def own_group(targets: Targets) -> Tensor:
     return rows_B.unsqueeze(1) == group_P
 
 
+def not_competing(targets: Targets, own_BP: Tensor) -> Tensor | None:
+    """``[B, P]``, True where a passage of another row is no candidate, because that row or this one keeps to its own
+    group (``Targets.in_batch_B``); ``None`` where all rows compete. ``own_BP`` is :func:`own_group`."""
+    if targets.in_batch_B is None:
+        return None
+    in_batch_P = targets.in_batch_B[rows_of(targets.groups_B1, own_BP.shape[1])]
+    return ~(targets.in_batch_B.unsqueeze(1) & in_batch_P) & ~own_BP
+
+
 def known_positives(targets: Targets, mask: MaskConfig) -> Tensor:
     """``[B, P]``, True where a passage is a known positive of the row by text or id, its own column excepted.
 

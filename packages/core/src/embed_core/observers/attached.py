@@ -7,7 +7,7 @@ from typing import Any
 
 import pluggy
 
-from embed_core.config.load import plain
+from embed_core.config.resolve import plain
 from embed_core.config.run import RunConfig
 from embed_core.events import RunEvent, StepEvent
 from embed_core.observers.metrics_log import FILE_NAME, MetricsLog

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from pathlib import Path

@@ -6,8 +6,8 @@ import time
 from collections.abc import Callable, Mapping
 
 from embed_core.events import StepEvent
-from embed_core.hookspecs import hookimpl
 from embed_core.observers.metrics_log import rate
+from embed_core.plugin.hookspecs import hookimpl
 from embed_core.protocols import Announce
 
 

@@ -17,8 +17,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import ConfigError
-from embed_core.hookspecs import hookimpl
 from embed_core.observers.metrics_log import is_logged, step_record
+from embed_core.plugin.hookspecs import hookimpl
 
 if TYPE_CHECKING:
     from embed_core.config.run import TrackingConfig

@@ -7,9 +7,9 @@ import sys
 from collections.abc import Mapping
 from typing import Any
 
-from embed_core.config.base import Component, Section
-from embed_core.plugins import activate
-from embed_core.registry import SLOTS, Registry
+from embed_core.config.component import Component, Section
+from embed_core.config.registry import SLOTS, Registry
+from embed_core.plugin.manager import activate
 
 HEAVY = ("torch", "transformers", "deepspeed", "sentence_transformers")
 
@@ -51,7 +51,7 @@ def check_plugin(name: str) -> None:
 
 def _check_light(name: str) -> None:
     program = (
-        "import sys; from embed_core.plugins import activate; activate([sys.argv[1]]); "
+        "import sys; from embed_core.plugin.manager import activate; activate([sys.argv[1]]); "
         f"print(*[m for m in {HEAVY!r} if m in sys.modules])"
     )
     answer = subprocess.run([sys.executable, "-c", program, name], capture_output=True, text=True, check=False)

@@ -10,10 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.context import BuildContext
-from embed_core.plugins import activate
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
+from embed_core.plugin.manager import activate
 from embed_core.protocols import Dataset
-from embed_core.registry import Registry
 
 
 @pytest.fixture

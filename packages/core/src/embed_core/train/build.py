@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import random
 
+from embed_core.config.context import BuildContext
+from embed_core.config.registry import Registry
 from embed_core.config.run import RunConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks
 from embed_core.protocols import Announce, Dataset
-from embed_core.registry import Registry
 
 
 def build_context(

@@ -15,7 +15,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
-from embed_core.config.base import CheckpointConfig
+from embed_core.config.component import CheckpointConfig
 from embed_core.distributed.process_group import Ranks, is_lost_rank
 from embed_core.errors import CheckpointError
 from embed_core.train.output_dir import replace_directory, write_text

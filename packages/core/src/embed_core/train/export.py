@@ -12,7 +12,7 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from embed_core.config.load import plain
+from embed_core.config.resolve import plain
 from embed_core.config.run import RunConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.export.model_card import RunCard

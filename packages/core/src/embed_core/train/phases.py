@@ -15,8 +15,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from embed_core.config.context import BuildContext
 from embed_core.config.run import RunConfig
-from embed_core.context import BuildContext
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
 from embed_core.protocols import Dataset, Model, Sampler

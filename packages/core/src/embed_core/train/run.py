@@ -14,14 +14,15 @@ import yaml
 from torch import Tensor
 
 from embed_core.acceleration import auto
-from embed_core.config.load import default_output_dir, plain
+from embed_core.config.registry import Registry
+from embed_core.config.resolve import default_output_dir, plain
 from embed_core.config.run import RunConfig
+from embed_core.datasets.wrappers import check_loss
 from embed_core.distributed.process_group import RankLostError, Ranks, is_lost_rank, join
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.events import RunEvent
 from embed_core.observers.attached import RunObservers
 from embed_core.protocols import Announce, Checkpointer, Dataset, Evaluator, Model
-from embed_core.registry import Registry
 from embed_core.train.build import build_context, seed_everything
 from embed_core.train.checkpoint import CheckpointStore, TrainState, check_same_run
 from embed_core.train.export import export_model, versions
@@ -157,6 +158,7 @@ class _Session:
         if weights is not None:
             load_weights(module, weights, self.ranks)
         loss = self.phases.configs[number].loss.build(replace(context, model=model))
+        check_loss(loss, dataset)
         return Components(model, dataset, sampler, loss, evaluators)
 
     def _train(self, number: int, parts: Components, saved: TrainState | None) -> Trainer:

@@ -10,8 +10,8 @@ from typing import Any
 
 from embed_core.batch.collate import HostBatch
 from embed_core.batch.loader import Batches, prefetch
+from embed_core.config.context import cache_root
 from embed_core.config.run import RunConfig
-from embed_core.context import cache_root
 from embed_core.distributed.process_group import Ranks
 from embed_core.distributed.seeds import seed_of
 from embed_core.errors import EmbedError

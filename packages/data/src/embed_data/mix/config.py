@@ -9,14 +9,14 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from embed_core.config import document
-from embed_core.config.base import DatasetConfig, Section
+from embed_core.config.component import DatasetConfig, Section
 from embed_core.datasets.config import RetrievalFields
 from embed_core.errors import ConfigError, did_you_mean
-from embed_data.readers.config import FileFields
+from embed_data.formats.options import FileFields
 
 if TYPE_CHECKING:
+    from embed_core.config.context import BuildContext
     from embed_core.config.run import RunConfig
-    from embed_core.context import BuildContext
     from embed_core.protocols import Dataset
 
 

@@ -13,7 +13,7 @@ from embed_distill.teacher.precompute import fill, is_complete
 if TYPE_CHECKING:
     import numpy as np
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
     from embed_core.types import Example, Item, RetrievalSet, Role
     from embed_distill.teacher.cached import Sources

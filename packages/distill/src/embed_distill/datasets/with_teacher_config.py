@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import AliasChoices, Field
 
-from embed_core.config.base import DatasetConfig
+from embed_core.config.component import DatasetConfig
 from embed_distill.teacher.config import TeacherConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
     from embed_distill.datasets.with_teacher import WithTeacher
 
@@ -30,7 +30,7 @@ class WithTeacherConfig(DatasetConfig):
     """Folder of the vectors; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
     dtype: Literal["fp16", "int8"] = "fp16"
     """How they are kept: 2 bytes a value, or 1 and a scale per vector."""
-    compute: Literal["ahead", "lazy"] = Field(default="ahead", validation_alias=AliasChoices("build", "compute"))
+    compute: Literal["ahead", "lazy"] = Field(default="ahead", validation_alias=AliasChoices("compute", "build"))
     """`ahead` computes all before the first step, which is resumable; `lazy` those of a batch when it is drawn. Also
     written `build`."""
 

@@ -11,7 +11,7 @@ from embed_distill.teacher.config import TeacherConfig
 from embed_distill.teacher.train_config import TrainedTeacher
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
     from embed_distill.evaluation.asymmetric import TwoByTwoEvaluator
 

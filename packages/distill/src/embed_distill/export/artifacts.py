@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import field_validator
 
-from embed_core.config.base import CheckpointConfig
+from embed_core.config.component import CheckpointConfig
 from embed_core.errors import CheckpointError
 from embed_core.export.config import TransformersCheckpointConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Checkpointer
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import field_validator
 
-from embed_core.config.base import CheckpointConfig, Section
+from embed_core.config.component import CheckpointConfig, Section
 from embed_core.export.config import TransformersCheckpointConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Checkpointer
 
 

@@ -6,10 +6,10 @@ from typing import TYPE_CHECKING, Any, Literal, cast
 
 from pydantic import Field
 
-from embed_core.config.base import LossConfig
+from embed_core.config.component import LossConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_distill.losses.kd import DistilledLoss
 
 DEFAULT: dict[str, Any] = {"kind": "teacher-kl", "over": "batch"}

@@ -9,8 +9,8 @@ from typing import Any
 
 import torch
 
-from embed_core.config.base import ModelConfig
-from embed_core.context import BuildContext
+from embed_core.config.component import ModelConfig
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError, EmbedError
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.encoder import seeded

@@ -7,7 +7,7 @@ from typing import Any, ClassVar
 
 from pydantic import Field, PrivateAttr, ValidationInfo, field_validator
 
-from embed_core.config.base import Recipe
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_distill.recipe.sections import ModelSection, PathsSection, Phase1Section, Phase2Section, TrainingSection
 
@@ -37,7 +37,7 @@ class DistillRecipe(Recipe):
 
     @classmethod
     def shipped(cls) -> Path:
-        """See :meth:`embed_core.config.base.Recipe.shipped`."""
+        """See :meth:`embed_core.config.recipe.Recipe.shipped`."""
         return CONFIGS
 
     @field_validator("teacher_model_name")
@@ -88,7 +88,7 @@ class DistillRecipe(Recipe):
         self._config_name = config_name(context)
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         from embed_distill.recipe.compile import Compiler
 
         return Compiler(self, self._config_name, world_size).run()

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
     from numpy.typing import NDArray
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.types import Item, Role
     from embed_distill.store.codec import Dtype
     from embed_distill.store.keys import Keys

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated, Literal, Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import ModelConfig, Section
+from embed_core.config.component import ModelConfig, Section
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.text.pooling import Pooling
 

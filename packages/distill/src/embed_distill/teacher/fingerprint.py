@@ -20,8 +20,8 @@ from embed_distill.store.keys import salt_of
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping
 
-    from embed_core.config.base import ModelConfig
-    from embed_core.context import BuildContext
+    from embed_core.config.component import ModelConfig
+    from embed_core.config.context import BuildContext
     from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
     from embed_core.types import Role
     from embed_distill.teacher.config import TeacherConfig

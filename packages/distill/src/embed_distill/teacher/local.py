@@ -12,7 +12,7 @@ from embed_core.errors import ConfigError
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.distributed.process_group import Ranks
     from embed_core.protocols import Model
     from embed_core.types import Encoded, Item, Role

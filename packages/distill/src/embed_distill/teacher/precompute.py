@@ -13,7 +13,7 @@ from embed_distill.store.listing import Listing
 if TYPE_CHECKING:
     from collections.abc import Callable, Iterator
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
     from embed_distill.store.keys import Keys
     from embed_distill.teacher.cached import Source

@@ -16,12 +16,12 @@ import torch
 
 from embed_core.config.run import EngineConfig, RunConfig, TrackingConfig
 from embed_core.export.config import TransformersCheckpointConfig
-from embed_core.hookspecs import hookimpl
+from embed_core.plugin.hookspecs import hookimpl
 from embed_core.utils.atomic import beside
 from embed_distill.teacher.config import TeacherConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.events import StepEvent
     from embed_core.protocols import Announce, Dataset
     from embed_distill.teacher.train_config import TrainedTeacher
@@ -49,7 +49,7 @@ def _key(config: TrainedTeacher, dataset: Dataset) -> str:
 
 
 def _train(config: TrainedTeacher, dataset: Dataset, context: BuildContext, target: Path) -> None:
-    from embed_core.plugins import plugin_manager
+    from embed_core.plugin.manager import plugin_manager
     from embed_core.train.run import Options, run
 
     # Under a name of its own: another run may be training the same model, and the first to finish is kept.

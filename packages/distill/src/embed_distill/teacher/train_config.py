@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from embed_core.config.base import DatasetConfig, LossConfig, ModelConfig, SamplerConfig, Section
+from embed_core.config.component import DatasetConfig, LossConfig, ModelConfig, SamplerConfig, Section
 from embed_core.config.run import TrainConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
 
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field, field_validator
 
-from embed_core.config.base import DatasetConfig, resolved_path
+from embed_core.config.component import DatasetConfig, resolved_path
 from embed_core.errors import did_you_mean
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_vision.datasets.dataset import DrawOptions, ImageTextDataset
 
 PICTURES = "pictures"

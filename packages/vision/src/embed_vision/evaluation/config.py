@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic import Field, field_validator
 
-from embed_core.config.base import DatasetConfig, EvaluatorConfig, LossConfig
+from embed_core.config.component import DatasetConfig, EvaluatorConfig, LossConfig
 from embed_core.errors import ConfigError
 from embed_core.evaluation.measures import parse_measures
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset, Evaluator
     from embed_core.types import RetrievalSet
 

@@ -6,11 +6,11 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from embed_core.config.base import LossConfig
+from embed_core.config.component import LossConfig
 from embed_core.losses.config import MaskConfig
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_vision.losses.clip import ClipLoss
     from embed_vision.losses.cosent import CoSENTLoss
     from embed_vision.losses.siglip import SiglipLoss

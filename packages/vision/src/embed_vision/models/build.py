@@ -8,7 +8,7 @@ from typing import Any, cast
 
 from pydantic import ValidationError
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.encoder import seeded

@@ -6,12 +6,12 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import CheckpointConfig, ModelConfig, Section
+from embed_core.config.component import CheckpointConfig, ModelConfig, Section
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.protocols import Checkpointer, Model
 
 MAX_IMAGE_PIXELS = 89_478_485

@@ -13,7 +13,7 @@ from embed_core.utils.atomic import replacing
 from embed_vision.models.config import ClipShape
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
 
 VERSION = 2
 START, END = "<|startoftext|>", "<|endoftext|>"

@@ -23,7 +23,7 @@ from embed_vision.pictures.plan import SEED, Scene, Sizes, plan
 from embed_vision.pictures.render import SHAPES, ShapePen, SymbolPen, png
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
 
 VERSION = 1
 """Raised with every change of what is drawn of the same sizes."""

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
-from embed_core.config.base import resolved_path
+from embed_core.config.component import resolved_path
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_vision.models.config import ClipShape
 

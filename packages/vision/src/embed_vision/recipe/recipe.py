@@ -7,7 +7,7 @@ from typing import Any, ClassVar, Literal, Self
 
 from pydantic import Field, ValidationInfo, field_validator, model_validator
 
-from embed_core.config.base import Recipe
+from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_vision.datasets.config import PICTURES, Mode
 from embed_vision.recipe.compile import OWN_DATA, Compiled
@@ -252,7 +252,7 @@ class VisionRecipe(Recipe):
         return self.use_mrl or bool(self.mrl_dims)
 
     def compile(self, world_size: int) -> dict[str, Any]:
-        """See :meth:`embed_core.config.base.Recipe.compile`."""
+        """See :meth:`embed_core.config.recipe.Recipe.compile`."""
         return Compiled(self).run(world_size)
 
     def sanity(self) -> dict[str, Any]:

@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, RunConfig
 from embed_core.hardware import specs
 from embed_core.inspection.parts import Parts
@@ -25,7 +26,6 @@ from embed_core.profiling.loss_memory import LossCost, LossProbe
 from embed_core.profiling.model_state_memory import StateMemory, state_memory
 from embed_core.profiling.throughput import LargestChunk
 from embed_core.protocols import Announce, Dataset
-from embed_core.registry import Registry
 from embed_core.train.trainer import Pace
 from embed_core.types import Encoded
 from embed_core.zero.engine import Trainable, deepspeed_config

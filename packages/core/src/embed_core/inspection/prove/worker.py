@@ -13,14 +13,14 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.config.document import Document
-from embed_core.config.load import Request, resolve
+from embed_core.config.resolve import Request, resolve
 from embed_core.distributed.process_group import Ranks, is_lost_rank, join, leave
 from embed_core.errors import EmbedError
 from embed_core.inspection.parts import Parts
 from embed_core.inspection.prove.methods import AutogradMethod, EngineMethod, Method, without_dropout
 from embed_core.inspection.prove.variants import FINDINGS, Finding, MeasureRequest, Variant, write_findings
 from embed_core.losses.tiled_cross_entropy import tiles_of
-from embed_core.plugins import activate
+from embed_core.plugin.manager import activate
 from embed_core.zero.engine import Trainable
 
 

@@ -6,7 +6,7 @@ from typing import Self
 
 from pydantic import Field, model_validator
 
-from embed_core.config.base import Section
+from embed_core.config.component import Section
 
 
 class EncoderShape(Section):

@@ -8,7 +8,7 @@ from typing import Any
 
 from torch import nn
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError
 from embed_core.models.lora.config import LoraModelConfig
 from embed_core.models.lora.model import LoraModel

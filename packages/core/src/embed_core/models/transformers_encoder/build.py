@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
-from embed_core.context import BuildContext
+from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.encoder import xlm_roberta

@@ -6,13 +6,13 @@ from typing import TYPE_CHECKING, Literal
 
 from pydantic import Field
 
-from embed_core.config.base import ModelConfig
+from embed_core.config.component import ModelConfig
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.models.transformers_encoder.model import TransformersEncoder
 
 

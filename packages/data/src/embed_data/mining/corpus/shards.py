@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
     from torch import Tensor
 
-    from embed_core.context import BuildContext
+    from embed_core.config.context import BuildContext
     from embed_core.distributed.process_group import Ranks
     from embed_data.mining.corpus.collection import Collection
     from embed_data.mining.output.progress import Progress

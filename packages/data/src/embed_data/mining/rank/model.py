@@ -14,10 +14,10 @@ from embed_core.models.from_scratch import FROM_SCRATCH
 if TYPE_CHECKING:
     from collections.abc import Sequence
 
+    from embed_core.config.registry import Registry
     from embed_core.config.run import EngineConfig, RunConfig
     from embed_core.distributed.process_group import Ranks
     from embed_core.protocols import Announce, Model
-    from embed_core.registry import Registry
     from embed_core.types import Embeddings, Role, ScoreWeights
     from embed_data.mining.request import ModelChoice
 

@@ -1,0 +1,198 @@
+"""From a plugin's recipe, a file and overrides to one validated ``RunConfig``; every error names its place."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from pydantic import BaseModel, ValidationError
+
+from embed_core.config.addons import check_kinds, taught
+from embed_core.config.component import CheckpointConfig, SamplerConfig
+from embed_core.config.document import Document, lay_over
+from embed_core.config.messages import messages, place_of
+from embed_core.config.recipe import Recipe
+from embed_core.config.registry import Registry
+from embed_core.config.run import RunConfig
+from embed_core.errors import ConfigError, did_you_mean
+
+ModelT = TypeVar("ModelT", bound=BaseModel)
+
+SANITY: Mapping[str, Any] = {
+    "train": {"max_steps": 4, "gradient_accumulation_steps": 1, "evaluate_every_steps": 0},
+    "checkpoint": {"every_steps": 2},
+}
+"""What ``--sanity`` lays over any run and its phases, besides 8 rows a batch (one per rank, if there are more ranks):
+enough for data, step, checkpoint and evaluation to have happened."""
+
+PHASE_PARTS = ("sampler", "train")
+"""Parts of a phase that ``--sanity`` and ``--max-steps`` are about, where it has them."""
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything that goes into a run's config, in rising order of precedence."""
+
+    recipe: type[Recipe] | None
+    document: Document = field(default_factory=Document)
+    sanity: bool = False
+    overrides: Document = field(default_factory=Document)
+    flags: Mapping[str, Any] = field(default_factory=dict)
+    """``seed``, ``output_dir``, ``max_steps``: given on the command line by their own options."""
+    world_size: int = 1
+
+
+def resolve(registry: Registry, request: Request) -> RunConfig:
+    """Compile, lay over, validate. Raises ConfigError, one line per fault."""
+    layers = [request.document, request.overrides]
+    recipe_fields = set(request.recipe.model_fields) if request.recipe else set()
+    _check_roots(layers, recipe_fields, request.recipe)
+    compiled, sanity = _compile(request, registry, layers, recipe_fields)
+    run: Any = _lay_over_run(compiled, _only(request.document.data, recipe_fields, inside=False))
+    if request.sanity:
+        small = {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}}
+        run = _in_phases(_lay_over_run(run, small), small)
+    run = _lay_over_run(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
+    if request.sanity:
+        run = _lay_over_run(run, sanity)
+    run = _lay_over_run(run, _only(request.overrides.data, recipe_fields, inside=False))
+    run = _in_phases(_lay_over_run(run, _flags(request.flags)), _flags(request.flags))
+    config = _validate(RunConfig, run, layers, registry)
+    return _taught(config, _recipe(request, registry, layers, recipe_fields), layers, registry)
+
+
+def _taught(config: RunConfig, recipe: Recipe | None, layers: Sequence[Document], registry: Registry) -> RunConfig:
+    """With the recipe's teacher, around what all keys together have made of data and loss: they mean what they mean
+    without a teacher, and faults are told before."""
+    teacher = None if recipe is None else recipe.teacher()
+    if recipe is None or teacher is None:
+        return config
+    check_kinds(registry, place_of(("teacher_model_name",), layers), recipe.teacher_model_name)
+    return _validate(RunConfig, taught(plain(config), teacher, recipe.distillation_alpha), layers, registry)
+
+
+def _lay_over_run(run: Any, top: Mapping[str, Any]) -> Any:
+    """``top`` over ``run``. A component that changes its kind keeps what every kind of its slot has: another sampler
+    has the same batch size, another layout is saved as often."""
+    kept: dict[str, Any] = {}
+    for name, base in (("sampler", SamplerConfig), ("checkpoint", CheckpointConfig)):
+        old, new = run.get(name), top.get(name)
+        if (
+            isinstance(old, Mapping)
+            and isinstance(new, Mapping)
+            and new.get("kind", old.get("kind")) != old.get("kind")
+        ):
+            shared = {key: old[key] for key in base.model_fields if key in old and key != "kind"}
+            kept[name] = {**shared, **new}
+    return lay_over(run, {**top, **kept})
+
+
+def _in_phases(run: Any, top: Mapping[str, Any]) -> Any:
+    """``top`` also over those parts that a phase has of its own: a phase is as small, and as short, as the run."""
+    phases = run.get("phases")
+    if not isinstance(phases, (list, tuple)):
+        return run
+    small = [
+        lay_over(phase, {key: value for key, value in top.items() if key in PHASE_PARTS and phase.get(key) is not None})
+        if isinstance(phase, Mapping)
+        else phase
+        for phase in phases
+    ]
+    return {**run, "phases": small}
+
+
+def _compile(
+    request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    recipe = _recipe(request, registry, layers, recipe_fields)
+    return ({}, {}) if recipe is None else (recipe.compile(request.world_size), recipe.sanity())
+
+
+def _recipe(request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]) -> Recipe | None:
+    if request.recipe is None:
+        return None
+    keys: Any = {}
+    for layer in layers:
+        keys = lay_over(keys, _only(layer.data, recipe_fields, inside=True))
+    return _validate(request.recipe, keys, layers, registry)
+
+
+def _set_by_recipe_keys(
+    request: Request, registry: Registry, recipe_fields: set[str], compiled: Mapping[str, Any]
+) -> dict[str, Any]:
+    """What ``--set`` changes through the recipe's keys: it goes over the file's run keys, as its other keys do."""
+    if request.recipe is None or not recipe_fields & set(request.overrides.data):
+        return {}
+    try:
+        before, _ = _compile(request, registry, [request.document], recipe_fields)
+    except ConfigError:  # the file alone is wrong, and --set mends it: there is nothing to compare with
+        return {}
+    return _changed(before, compiled)
+
+
+def _changed(before: Mapping[str, Any], after: Mapping[str, Any]) -> dict[str, Any]:
+    changed: dict[str, Any] = {}
+    for key, value in after.items():
+        if key in before and before[key] == value:
+            continue
+        former = before.get(key)
+        if isinstance(former, Mapping) and _same_kind(former, value):
+            value = _changed(former, value)
+        elif isinstance(former, list) and isinstance(value, list) and len(former) == len(value):
+            pairs = list(zip(former, value, strict=True))
+            if all(_same_kind(*pair) for pair in pairs):  # by element: the others are as the layers below have them
+                value = {at: _changed(*pair) for at, pair in enumerate(pairs) if pair[0] != pair[1]}
+        changed[key] = value
+    return changed
+
+
+def _same_kind(former: Any, value: Any) -> bool:
+    both = isinstance(former, Mapping) and isinstance(value, Mapping)
+    return both and former.get("kind") == value.get("kind")
+
+
+def _only(data: Mapping[str, Any], names: set[str], *, inside: bool) -> dict[str, Any]:
+    return {key: value for key, value in data.items() if (key in names) == inside}
+
+
+def _flags(flags: Mapping[str, Any]) -> dict[str, Any]:
+    given = {key: value for key, value in flags.items() if value is not None}
+    steps = given.pop("max_steps", None)
+    return given if steps is None else {**given, "train": {"max_steps": steps}}
+
+
+def _check_roots(layers: Sequence[Document], recipe_fields: set[str], recipe: type[Recipe] | None) -> None:
+    """A top-level key is the recipe's or the run's; say so before anything is compiled."""
+    known = recipe_fields | set(RunConfig.model_fields)
+    for layer in layers:
+        for key in layer.data:
+            if key not in known:
+                where = f" of recipe {recipe.name!r} or of a run" if recipe else " of a run"
+                place = layer.place((key,))
+                raise ConfigError(f"{place}: {key!r} is no key{where}: {did_you_mean(str(key), known)}")
+
+
+def _validate(cls: type[ModelT], data: Mapping[str, Any], layers: Sequence[Document], registry: Registry) -> ModelT:
+    try:
+        return cls.model_validate(data, context={"registry": registry, "config_name": layers[0].name})
+    except ValidationError as error:
+        raise ConfigError("\n".join(messages(cls, data, error, layers, registry))) from None
+
+
+def plain(config: RunConfig) -> dict[str, Any]:
+    """The resolved config as YAML-able data, every default written out; loading it gives the same run.
+
+    Of a phase's ``train`` what it sets, no default: those are the run's.
+    """
+    data = config.model_dump(mode="json", serialize_as_any=True)
+    for written, phase in zip(data["phases"], config.phases, strict=True):
+        if phase.train is not None:
+            written["train"] = phase.train.model_dump(mode="json", exclude_unset=True)
+    return data
+
+
+def default_output_dir(name: str, stamp: str) -> Path:
+    """``runs/{name}-{stamp}`` in the working directory."""
+    return Path("runs") / f"{name}-{stamp}"
