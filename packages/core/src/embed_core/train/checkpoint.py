@@ -103,7 +103,7 @@ class CheckpointStore:
         return state
 
     def load(self, engine: Any, step: int) -> None:
-        """Load DeepSpeed's part of a checkpoint into the engine, a collective. Raises CheckpointError if it is damaged."""
+        """Load DeepSpeed's part of a checkpoint into the engine, a collective. Raises CheckpointError if damaged."""
         try:
             path, _ = engine.load_checkpoint(str(self.path(step)), tag="deepspeed", load_lr_scheduler_states=False)
             cause = "DeepSpeed's part is missing" if path is None else ""
