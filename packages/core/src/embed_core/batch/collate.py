@@ -1,4 +1,4 @@
-"""This rank's share of a global batch on the host: drawn, tokenised, every distinct text once."""
+"""Draws and tokenises a rank's share of a global batch on the host, each distinct text once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HostBatch:
-    """Token lists of the distinct texts, and which column of which row each of them fills."""
+    """A rank's share of a global batch: token lists of the distinct texts, and the places that each of them fills."""
 
     encoded: list[Encoded]
     query_index: Ints
-    """Per row: its query among ``encoded``."""
+    """Index into ``encoded`` of each row's query."""
     passage_index: Ints
-    """Per passage, group after group: its text among ``encoded``."""
+    """Index into ``encoded`` of each passage, group after group."""
     group_sizes: Ints
     row_ids: Ints
     query_ids: Ints
@@ -35,15 +35,15 @@ class HostBatch:
     positives: Ints
     positive_counts: Ints
     in_batch: Ints
-    """Per row: 1 where it competes with other rows' passages, else 0."""
+    """1 for a row that competes with other rows' passages, 0 for one that does not."""
     scores: NDArray[np.float32]
-    """Per passage; NaN where the row has no teacher scores."""
+    """The teacher's score of each passage; NaN where the row has none."""
     teacher: Floats | None = None
     """The teacher's vectors of the rows' queries and then of the passages, [rows + passages, W]."""
 
     @property
     def rows(self) -> int:
-        """Rows of this rank's share."""
+        """The number of rows in this rank's share."""
         return len(self.row_ids)
 
     @property
@@ -58,13 +58,13 @@ class HostBatch:
 
 
 def share_of_rank(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
-    """The contiguous part of a global batch that is ``rank``'s; sizes differ by at most one row."""
+    """The contiguous part of a global batch that belongs to ``rank``; sizes differ by at most one row."""
     bounds = [round(part * len(rows) / world_size) for part in range(world_size + 1)]
     return rows[bounds[rank] : bounds[rank + 1]]
 
 
 def draw_examples(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> list[Example]:
-    """The examples of ``rows``: what each draws depends on (seed, draw, row) alone, not on rank or order."""
+    """Draw the examples of ``rows``. Each depends on (seed, draw, row) alone, not on the rank or the order."""
     return [dataset.example(row, np.random.default_rng((seed, draw_number, row))) for row in rows]
 
 
@@ -143,9 +143,9 @@ class _Pool:
 
 
 def _tokenize(model: Tokenizes, texts: Sequence[tuple[Item, str | None]], role: Role) -> list[Encoded]:
-    """Token lists of (item, prompt) pairs; an item that fills several places is tokenised once."""
+    """Tokenise (item, prompt) pairs, each distinct pair once."""
     same = [sameness(item) for item, _ in texts]
-    # What cannot be compared is told apart by its place.
+    # Items that cannot be compared count as distinct.
     names = [place if one is None else (one, texts[place][1]) for place, one in enumerate(same)]
     first: dict[object, int] = {}
     for place, name in enumerate(names):

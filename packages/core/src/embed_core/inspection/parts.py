@@ -1,4 +1,4 @@
-"""A run's parts outside a run: the same data, batches and models, for the commands that look at a run or check it."""
+"""Builds the dataset, sampler, model and loss of a run for `explain`, `plan` and `prove`."""
 
 from __future__ import annotations
 

@@ -35,7 +35,7 @@ from embed_core.zero.state import full_state
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what."""
+    """Options that say how to run; the config says what."""
 
     resume: bool = False
     overwrite: bool = False
@@ -50,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves."""
+    """The results of a finished run."""
 
     output_dir: Path
     export_dir: Path

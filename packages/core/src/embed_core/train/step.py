@@ -1,4 +1,4 @@
-"""One forward and backward over a global batch: encode in chunks, put back in order, gather, loss, backward.
+"""Runs one forward and backward over a global batch: encode in chunks, reorder, gather, loss, backward.
 
 Two strategies give the same gradient. *Direct* keeps the graphs of all chunks until the backward. *Cached* (GradCache,
 Gao et al. 2021, arXiv 2101.06983) encodes without graphs, takes the loss's gradient of the embeddings, and encodes
@@ -69,7 +69,7 @@ class StepOutput:
 
 
 class Step:
-    """Runs global batches through the engine. What it remembers between calls is what fits in memory."""
+    """Runs global batches through the engine. Between calls it remembers only what fits in memory."""
 
     def __init__(
         self,
@@ -123,14 +123,14 @@ class Step:
         self.chooser.shrink(*self._tried)
 
     def _watched(self, function: Callable[[], T], sizes: ChunkSizes) -> T:
-        """``function``'s result, or one of the two errors of :meth:`forward_backward` where memory does not suffice."""
+        """Call ``function``; where memory runs out raise one of the two errors of :meth:`forward_backward`."""
         try:
             return function()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             cause = first_line(error)
-        # Here, where the error and with it the frames that hold its tensors are gone.
+        # Raise outside of the handler: the caught error holds the frames, and so the tensors, of the failed attempt.
         if self.ranks.world_size == 1:
             raise OutOfMemoryError
         raise EmbedError(
@@ -139,7 +139,7 @@ class Step:
         )
 
     def _together(self, function: Callable[[], T], number: int = 0, *, collective: bool = False) -> tuple[T, int]:
-        """``function``'s result, and the sum of ``number`` over the ranks.
+        """Call ``function``, and return its result and the sum of ``number`` over the ranks.
 
         At the end the ranks tell each other whether memory sufficed. Where it did not on one of them, all raise
         OutOfMemoryError, unless ``function`` is ``collective``: the others then wait inside, and nobody can tell them.
@@ -187,17 +187,17 @@ class Step:
         flat = [value for leaf in leaves for value in values(leaf)]
         given = iter(torch.autograd.grad(output.loss, flat, retain_graph=bool(own), allow_unused=True))
         gradients = [[next(given) for _ in values(leaf)] for leaf in leaves]
-        # The last chunk first: its graph is there. The others are encoded again.
+        # Start with the last chunk, whose graph is kept; the others are encoded again.
         order = [len(chunks) - 1, *range(len(chunks) - 1)]
 
         def surrogate(place: int) -> Tensor:
             number = order[place]
-            # The product's gradient is the one that was cached; a kind no loss used takes part with zero, so that
-            # under ZeRO-3 every rank runs the same backwards.
+            # The gradient of this product is the cached gradient. A kind of embedding that no loss used takes part
+            # with zeros, so that under ZeRO-3 every rank runs the same backwards.
             encoded = graph.pop() if place == 0 else self._again(chunks, number, final=place == len(chunks) - 1)
             products = [_product(v, g) for v, g in zip(values(encoded), gradients[number], strict=True)]
-            # Parameters of the loss: its graph ends at the cached embeddings, so nothing is counted twice. With the
-            # first chunk, because ZeRO-3 overwrites the last step's gradients at the first backward only.
+            # The loss itself joins, for its own parameters. Its graph ends at the cached embeddings, so nothing is
+            # counted twice. It joins first, because ZeRO-3 overwrites old gradients at the first backward only.
             if place == 0 and own:
                 products.append(output.loss)
             if place == len(chunks) - 1 and self.engine.module.tables is not None:
@@ -210,19 +210,19 @@ class Step:
                 self.engine.backward(surrogate(place))
             return surrogate(len(chunks) - 1)
 
-        # Up to here stages 0 and 1 have communicated nothing: the ranks can still go back together.
+        # Stages 0 and 1 have communicated nothing so far, so the ranks can still go back together.
         final, _ = self._together(all_but_the_last_backward, collective=self._stage >= 2)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(final)
         return output, padded_tokens
 
     def _again(self, chunks: Chunks, number: int, *, final: bool) -> Embeddings:
-        """Chunk ``number`` with its graph; tables keep their sums for the ``final`` one, where nothing is sharded."""
+        """Encode chunk ``number`` with its graph. At stage 0 tables hold gradient sums until the ``final`` chunk."""
         with self.engine.module.together(hold=not final and self._stage == 0):
             return chunks.forward(self.engine, number)
 
     def _encode(self, chunks: Chunks, *, graph_of_the_last: bool = False) -> tuple[list[Embeddings], int]:
-        """All chunks' embeddings, and how many tokens the hardware of all ranks saw.
+        """Encode all chunks; also return the padded tokens of all ranks.
 
         With ``graph_of_the_last`` that chunk alone keeps a graph, which takes what every chunk will take in its turn.
         """

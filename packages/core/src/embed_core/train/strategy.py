@@ -1,4 +1,4 @@
-"""What fits in memory: which strategy a batch gets and how large its chunks are.
+"""Chooses a batch's strategy (direct or cached) and the size of its chunks, by what fits in memory.
 
 Every question is answered from numbers that all ranks have, so all ranks answer alike without asking each other.
 """
@@ -20,21 +20,21 @@ from embed_core.protocols import Announce
 
 Strategy = Literal["direct", "cached"]
 USABLE = 0.8
-"""Share of the free memory that graphs may fill: the loss, gathered embeddings and fragmentation want the rest."""
+"""The share of free memory that graphs may fill. Loss, gathered embeddings and fragmentation need the rest."""
 LONGER = 1.25
-"""Texts longer by this factor than those measured are measured anew: attention may grow with the square."""
+"""Texts longer by this factor than those measured are measured again: attention may grow with the square."""
 
 
 class Probe(NamedTuple):
-    """A chunk to measure."""
+    """A chunk whose forward is measured."""
 
     forward: Callable[[], Any]
     tokens: int
-    """Of the chunk, padding included."""
+    """Tokens of the chunk, padding included."""
 
 
 class StrategyChooser:
-    """``engine.strategy`` and ``engine.token_budget`` as they turn out on this machine."""
+    """Resolves ``engine.strategy`` and ``engine.token_budget`` on this machine, and after running out of memory."""
 
     def __init__(self, config: EngineConfig, ranks: Ranks, announce: Announce) -> None:
         self.config, self._ranks, self._announce = config, ranks, announce
@@ -42,12 +42,12 @@ class StrategyChooser:
         self._limit = 0.0 if config.strategy == "cached" else math.inf
         """Largest batch, in padded tokens of one rank, that is run directly."""
         self._ceiling = math.inf
-        """The same after direct batches did not fit."""
+        """The same limit, lowered after direct batches ran out of memory."""
         self._measured_text = 0
         self._told: Strategy | None = None
 
     def strategy(self, sizes: ChunkSizes) -> Strategy:
-        """For a batch whose largest sizes over the ranks are ``sizes``."""
+        """The strategy of a batch whose sizes, maximised over the ranks, are ``sizes``."""
         chosen: Strategy = "direct" if sizes.padded_tokens <= min(self._limit, self._ceiling) else "cached"
         if self._auto and self._told == "direct" != chosen and self._ceiling == math.inf:
             self._told = chosen
@@ -62,7 +62,7 @@ class StrategyChooser:
         return self._auto and sizes.text_tokens > LONGER * self._measured_text
 
     def measure(self, probes: Sequence[Probe], reserved: int, sizes: ChunkSizes) -> None:
-        """Take what the forward of a first and then of a second chunk keeps as the measure of all. A collective.
+        """Measure what the forwards of a first and of a second chunk keep, as the measure of all chunks. A collective.
 
         The first also makes what all chunks of a batch share, weights in the precision of the arithmetic above all;
         the second keeps what is its own. ``reserved`` bytes of what is free will be needed whatever the strategy. Where
@@ -80,7 +80,7 @@ class StrategyChooser:
         # The backward of a chunk takes about as much again as the chunk keeps, one chunk at a time.
         room = USABLE * free - reserved - shared
         limit = room / per_token - probes[-1].tokens if per_token else math.inf
-        # The tightest rank decides, and its figures are the ones to tell.
+        # The rank with the least room decides, and its figures are announced.
         self._limit, free, per_token = min(self._ranks.gather((limit, free, per_token)))
         if first:
             self._tell(sizes, free, per_token)
@@ -124,6 +124,6 @@ class StrategyChooser:
         )
 
     def remedy(self, sizes: ChunkSizes) -> str:
-        """What to set where the run cannot go on by itself."""
+        """The setting to name in the error of a run that cannot go on by itself."""
         budget = f"engine.token_budget: {max(1, sizes.chunk_tokens // 2)}"
         return budget if self.config.strategy == "cached" else f"engine.strategy: cached or {budget}"

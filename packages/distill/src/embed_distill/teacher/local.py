@@ -1,4 +1,4 @@
-"""A teacher at work: texts to vectors of unit length, without gradient, in chunks of similar length."""
+"""Runs a local teacher: texts to vectors of unit length, without gradient, in chunks of similar length."""
 
 from __future__ import annotations
 
