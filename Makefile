@@ -1,5 +1,7 @@
-# `make help` lists the targets. Only Python 3.11 and make are assumed.
-PYTHON ?= python3.11
+# `make help` lists the targets. Only make and one of the Pythons below are assumed.
+PYTHONS := python3.12 python3.11
+# The newest of them that runs and can make an environment; PYTHON=/path/to/python takes another.
+PYTHON ?= $(shell for python in $(PYTHONS); do $$python -c 'import ensurepip' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv
 BIN := $(VENV)/bin
 
@@ -10,14 +12,15 @@ PIP_INSTALL := $(BIN)/python -m pip install --disable-pip-version-check --quiet 
 
 # One thread per process: the tests start several, and two threads on a busy machine are slower than one.
 TEST_ENV := OMP_NUM_THREADS=1 TOKENIZERS_PARALLELISM=false DS_ACCELERATOR=cpu HF_HUB_OFFLINE=1
-PYTEST := $(TEST_ENV) $(BIN)/python -m pytest
+# One worker per core that this process may use; the tests of a file stay together, for they share fixtures.
+PYTEST := $(TEST_ENV) $(BIN)/python -m pytest -n auto --dist loadfile
 
 ARGS ?=
 .DEFAULT_GOAL := help
-.PHONY: help run install dev test test-all golden lint format types bench wheels clean distclean
+.PHONY: help run install dev test test-e2e test-all golden lint format types docs bench wheels clean distclean
 
 help: ## list the targets
-	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):.*## /\1\t/' | expand -t 12
+	@grep -hE '^[a-z0-9-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z0-9-]+):.*## /\1\t/' | expand -t 12
 
 run: install ## train BGE-M3 on the embedded default (about 3 minutes on 2 cores); ARGS="--set a.b=c" adds options
 	$(BIN)/embed run --plugin bge $(ARGS)
@@ -26,6 +29,7 @@ install: $(VENV)/.installed ## create .venv and install the packages at the test
 dev: $(VENV)/.installed-dev ## the same plus the example plugin and the development tools
 
 $(BIN)/python:
+	$(if $(PYTHON),,$(error none of $(PYTHONS) runs here: install one of them, or name one with make PYTHON=/path/to/python))
 	$(PYTHON) -m venv $(VENV)
 
 $(VENV)/.installed: constraints.txt $(MEMBERS:%=%/pyproject.toml) | $(BIN)/python
@@ -38,10 +42,17 @@ $(VENV)/.installed-dev: $(VENV)/.installed requirements-dev.txt $(EXAMPLES:%=%/p
 	$(PIP_INSTALL) -r requirements-dev.txt $(MEMBERS:%=-e ./%) $(EXAMPLES:%=-e ./%)
 	@touch $@
 
-test: dev ## the tests, without the slow ones
-	$(PYTEST) -m "not slow and not gpu" $(ARGS)
+$(VENV)/.installed-docs: $(VENV)/.installed requirements-docs.txt
+	$(PIP_INSTALL) -r requirements-docs.txt
+	@touch $@
 
-test-all: dev ## every test the machine can run, the slow ones included
+test: dev ## the tests, without those marked e2e or slow (about 6 minutes on 2 cores)
+	$(PYTEST) -m "not e2e and not slow and not gpu" $(ARGS)
+
+test-e2e: dev ## the tests marked e2e: wheels, launchers, killed and resumed runs (about 2 minutes on 2 cores)
+	$(PYTEST) -m "e2e and not gpu" $(ARGS)
+
+test-all: dev ## every test the machine can run
 	$(PYTEST) $(ARGS)
 
 golden: dev ## record the golden curves anew, after a change of mathematics that is meant
@@ -57,6 +68,9 @@ format: dev ## ruff: mend what can be mended
 
 types: dev ## mypy, strict, on the packages
 	$(BIN)/mypy $(wildcard $(MEMBERS:%=%/src) $(EXAMPLES:%=%/src))
+
+docs: $(VENV)/.installed-docs ## build the docs site into build/site; a broken link or anchor fails
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict
 
 bench: dev ## side by side with sentence-transformers, FlagEmbedding and ms-swift, about an hour; ARGS="--large" adds V = 250,002, ARGS="--gpu" is for a GPU
 	$(BIN)/python -m benchmarks.run $(ARGS)

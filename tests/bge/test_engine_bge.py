@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from embed_cli.launch import launch
+from processes import launch
 
 WORKER = str(Path(__file__).parents[1] / "core" / "engine_worker.py")
 REFERENCE = "0-fp32-100000-direct"

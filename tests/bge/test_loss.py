@@ -108,7 +108,13 @@ def brute(b: Batch, targets: Targets, config: BGEUnifiedConfig) -> Tensor:
             limit = table[i][starts[i]]["dense"] + config.mask.margin / config.temperature
             false |= {(i, j) for j in range(10) if j != starts[i] and table[i][j]["dense"] > limit}
     own = [set(range(starts[i], starts[i + 1])) for i in range(4)]
-    seen = [{j for j in range(10) if (i, j) not in false and (config.in_batch or j in own[i])} for i in range(4)]
+    competes = [True] * 4 if targets.in_batch_B is None else targets.in_batch_B.tolist()
+
+    def candidate(i: int, j: int) -> bool:
+        owner = next(row for row in range(4) if j in own[row])
+        return owner == i or (config.in_batch and competes[i] and competes[owner])
+
+    seen = [{j for j in range(10) if (i, j) not in false and candidate(i, j)} for i in range(4)]
 
     def log_softmax(i: int, kind: str, target: int, columns: set[int]) -> Tensor:
         return table[i][target][kind] - torch.stack([table[i][j][kind] for j in sorted(columns)]).logsumexp(0)
@@ -177,7 +183,32 @@ CASES: list[dict[str, Any]] = [
 
 @pytest.mark.parametrize("options", CASES, ids=str)
 def test_value_and_gradient_equal_loops_on_ragged_groups(options: dict[str, Any]) -> None:
-    b, targets = batch(), targets_of(SCORES)
+    compare(options, targets_of(SCORES))
+
+
+@pytest.mark.parametrize("options", CASES, ids=str)
+@pytest.mark.parametrize("in_batch", [[True, False, True, False], [False] * 4], ids=["some", "none"])
+def test_rows_without_in_batch_negatives_equal_loops(options: dict[str, Any], in_batch: list[bool]) -> None:
+    compare(options, targets_of(SCORES)._replace(in_batch_B=torch.tensor(in_batch)))
+
+
+def test_without_in_batch_negatives_a_row_has_no_gradient_from_the_others() -> None:
+    """Row 0 keeps to its group of three: its passages get the gradient that row 0 gives alone, the others none."""
+    b, targets = batch(), targets_of()._replace(in_batch_B=torch.tensor([False, True, True, True]))
+    assert b.query.dense_ND is not None and b.passage.dense_ND is not None  # noqa: PT018
+    options = {"temperature": 0.3, "unified_finetuning": False, "mask": NO_MASK}
+    found = torch.autograd.grad(build(**options)(b, targets).loss, [b.query.dense_ND, b.passage.dense_ND])
+    logits = b.query.dense_ND[:1] @ b.passage.dense_ND[:3].T / 0.3
+    alone = torch.nn.functional.cross_entropy(logits, torch.tensor([0])) / 4
+    theirs = torch.autograd.grad(alone, [b.query.dense_ND, b.passage.dense_ND])
+    torch.testing.assert_close(found[0][0], theirs[0][0])
+    torch.testing.assert_close(found[1][:3], theirs[1][:3])
+    assert found[1][3:].abs().max() > 0
+
+
+def compare(options: dict[str, Any], targets: Targets) -> None:
+    """Value and gradients of the loss and of its definition in loops."""
+    b = batch()
     mine = build(**options)(b, targets).loss
     theirs = brute(b, targets, BGEUnifiedConfig(**options))
     torch.testing.assert_close(mine, theirs, rtol=1e-6, atol=1e-7)  # the teacher is fp32

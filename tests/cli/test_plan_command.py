@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from dataclasses import fields, replace
 from pathlib import Path
@@ -13,7 +12,6 @@ import torch
 from rich.console import Console
 
 from embed_cli import plan_command
-from embed_cli.main import main
 from embed_core.inspection.plan.data_profile import ColumnView
 from embed_core.inspection.plan.report import DataView, DeviceView, MemoryPart, Plan, SpeedView, StrategyView
 from embed_core.profiling.flops import Parameters
@@ -25,9 +23,8 @@ Embed = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Embed:
+def embed(command: Embed, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Embed:
     """``embed("--device", "h200")`` plans a run over eight rows in ``rows.jsonl`` → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "cache"))
     rows = [{"query": f"what is {n}?", "pos": [f"the number {n} " + "more " * 9 * n], "neg": ["no"]} for n in range(8)]
     Path("rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows), encoding="utf-8")
@@ -41,14 +38,7 @@ def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tm
     )
     settings = [part for pair in pairs for part in ("--set", pair)]
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", "plan", "--plugin", "bge", *settings, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return lambda *arguments: command("plan", "--plugin", "bge", *settings, *arguments)
 
 
 def test_lines_of_this_machine(embed: Embed) -> None:

@@ -9,15 +9,17 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 import yaml
 
+import processes
 from embed_cli.launch import _free_port
-from embed_cli.main import main
 from embed_cli.run_command import COMMAND_LINE, RunRequest, arguments_of, command_line
 
 torch.set_num_threads(1)
@@ -52,22 +54,8 @@ def embed_run_ended(event):
 
 
 @pytest.fixture
-def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Callable]:
-    """``embed("run", …)`` in an empty directory and in this process → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        output = capfd.readouterr()
-        return code, output.out, output.err
-
-    yield call
-    os.environ.pop(COMMAND_LINE, None)
+def embed(command: Callable) -> Callable:
+    return command
 
 
 def losses(folder: Path) -> list[float]:
@@ -185,21 +173,19 @@ def test_ranks_are_told_what_the_user_said(monkeypatch: pytest.MonkeyPatch) -> N
     assert command_line() == "embed run --nproc 2"
 
 
-def start(*command: str, site: Path | None = None, **variables: str) -> subprocess.Popen[str]:
+def start(*command: str, site: Path | None = None, popen: Any = processes.Popen, **variables: str) -> Any:
+    """The process of a command, by default a forked one."""
     path = {} if site is None else {"PYTHONPATH": str(site)}
-    return subprocess.Popen(
+    return popen(
         command,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
-        text=True,
         env={**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", **path, **variables},
         start_new_session=True,
-        # A shell's background jobs, and all they start, ignore SIGINT.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
 
 
-def finished(process: subprocess.Popen[str]) -> tuple[int, str, str]:
+def finished(process: Any) -> tuple[int, str, str]:
     try:
         out, err = process.communicate(timeout=120)
     except subprocess.TimeoutExpired:
@@ -266,19 +252,22 @@ def test_an_interrupted_run_says_so_and_notes_it(tmp_path: Path, number: int, wa
 
 
 def check_two_ranks(tmp_path: Path, command: list[str]) -> None:
+    """By a launcher that starts Python itself, so by real processes only."""
     run = ["run", "--plugin", "hello", *SMALL, "--max-steps", "3", "--output-dir", str(tmp_path / "out")]
-    code, out, err = finished(start(*command, *run))
+    code, out, err = finished(start(*command, *run, popen=partial(subprocess.Popen, text=True)))
     assert code == 0, err
     assert out.count("finished 3 steps; the model is in ") == 1, "rank 0 alone speaks"
     assert len(losses(tmp_path / "out")) == 3
     assert (tmp_path / "out" / "model" / "model.safetensors").exists()
 
 
+@pytest.mark.e2e
 def test_under_torchrun(tmp_path: Path) -> None:
     torchrun = [sys.executable, "-m", "torch.distributed.run", "--master-port", str(_free_port())]
     check_two_ranks(tmp_path, [*torchrun, "--nproc-per-node", "2", "-m", "embed_cli"])
 
 
+@pytest.mark.e2e
 @pytest.mark.skipif(shutil.which("deepspeed", path=str(Path(sys.executable).parent)) is None, reason="no launcher")
 def test_under_the_deepspeed_launcher_with_a_hostfile(tmp_path: Path) -> None:
     (tmp_path / "hostfile").write_text("localhost slots=2\n")

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from embed_core.batch.collate import draw, make_host_batch, share
+from embed_core.batch.collate import draw_examples, make_host_batch, share_of_rank
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
@@ -24,8 +24,7 @@ from embed_core.train.step import Step
 from embed_core.types import Batch, LossOutput, Targets
 from embed_core.zero.engine import Trainable, initialize
 from embed_core.zero.optimizer import gradient_norm
-from embed_core.zero.state import full_state
-from embed_core.zero.state import gradient as full_gradient
+from embed_core.zero.state import full_gradient, full_state
 
 
 class AllTermsLoss(torch.nn.Module):
@@ -104,7 +103,7 @@ PARTS = {"tiny": tiny, "bge": bge, "shared": shared}
 
 
 def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> dict[str, object]:
-    """Three optimizer steps: loss, gradients and norm of each, and the weights after the last."""
+    """Two optimizer steps: loss, gradients and norm of each, and the weights after the last."""
     # A large epsilon keeps Adam from hiding a wrong factor of the gradient.
     optimizer = OptimizerConfig(learning_rate=0.01, epsilon=1e-3)
     settings = TrainConfig(gradient_clipping=0.5, optimizer=optimizer)
@@ -113,10 +112,10 @@ def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> d
     step = Step(engine, model, loss, engine_config, ranks)
     dataset = tiny_dataset()
     log: list[dict[str, object]] = []
-    for number in range(3):
+    for number in range(2):
         # 7 rows: the ranks' shares differ, and so do their numbers of chunks.
         rows = [row % len(dataset) for row in range(7 * number, 7 * number + 7)]
-        examples = draw(dataset, share(rows, ranks.rank, ranks.world_size), 0, number)
+        examples = draw_examples(dataset, share_of_rank(rows, ranks.rank, ranks.world_size), 0, number)
         output = step.forward_backward(make_host_batch(model, examples), number)
         # Copies: at stage 0 these are the gradients themselves, and clipping works in place.
         full = {name: full_gradient(engine, parameter) for name, parameter in module.named_parameters()}

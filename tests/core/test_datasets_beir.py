@@ -8,8 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from embed_core.datasets.beir import read_beir
-from embed_core.datasets.sources import BeirRows
+from embed_core.datasets.sources.beir import BeirRows, read_beir
 from embed_core.errors import DataError
 
 REAL = Path(os.environ.get("EMBED_TEST_DATA", Path(__file__).parents[3] / "shared" / "data"))

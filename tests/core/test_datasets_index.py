@@ -13,9 +13,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_core.datasets import columns, kept, line_index
-from embed_core.datasets.columns import Column, ColumnWriter, read_at
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.index import columns, offsets, store
+from embed_core.datasets.index.columns import Column, ColumnWriter, read_at
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError
 
 if TYPE_CHECKING:
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 @pytest.fixture
 def every_file_is_large(monkeypatch):
-    monkeypatch.setattr(line_index, "KEPT_FROM", 0)
+    monkeypatch.setattr(offsets, "KEPT_FROM", 0)
 
 
 def lines(path: Path, rows: list[str]) -> Path:
@@ -48,8 +48,8 @@ def test_rows_and_lines_whatever_the_size_of_a_block(tmp_path_factory, rows, blo
     text = "\n".join(rows) + ("\n" if last_break else "")
     path.write_bytes(text.encode("utf-8-sig" if bom else "utf-8"))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(line_index, "BLOCK", block)
-        patch.setattr("embed_core.datasets.jsonl.READ", block)
+        patch.setattr(offsets, "BLOCK", block)
+        patch.setattr("embed_core.datasets.sources.jsonl.READ", block)
         wanted = [(number, json.loads(row)) for number, row in enumerate(rows, start=1) if row.strip()]
         if not wanted:
             with pytest.raises(DataError, match=r"a.jsonl: the file is empty"):
@@ -70,7 +70,7 @@ def test_rows_and_lines_whatever_the_size_of_a_block(tmp_path_factory, rows, blo
 def test_an_index_is_made_once(tmp_path, monkeypatch):
     path, cache = lines(tmp_path / "a.jsonl", ['{"a": 1}', "", '{"a": 2}']), tmp_path / "cache"
     first = JsonlFile(path, cache)
-    monkeypatch.setattr(line_index, "_fill", lambda *_: pytest.fail("indexed again"))
+    monkeypatch.setattr(offsets, "_fill", lambda *_: pytest.fail("indexed again"))
     again = JsonlFile(path, cache)
     assert list(again) == list(first) == [{"a": 1}, {"a": 2}]
     assert again.place(1) == f"{path}:3"
@@ -98,7 +98,7 @@ def test_a_changed_file_is_indexed_anew(tmp_path, change):
 
 
 @pytest.mark.usefixtures("every_file_is_large")
-@pytest.mark.parametrize("name", ["starts", "facts.json"])
+@pytest.mark.parametrize("name", ["starts", store.MANIFEST])
 @pytest.mark.parametrize("damage", ["flip", "cut", "gone"])
 def test_a_damaged_index_is_made_anew(tmp_path, name, damage):
     path, cache = lines(tmp_path / "a.jsonl", ['{"a": 1}', '{"a": 2}', '{"a": 3}']), tmp_path / "cache"
@@ -174,9 +174,9 @@ def test_what_no_run_has_used_for_a_month_is_removed(tmp_path):
     (old,) = tables(cache)
     JsonlFile(lines(tmp_path / "used.jsonl", ['{"a": 2}']), cache)
     (used,) = set(tables(cache)) - {old}
-    long_ago = time.time() - kept.UNUSED_SECONDS - 60
+    long_ago = time.time() - store.UNUSED_SECONDS - 60
     for folder in (old, used):
-        os.utime(folder / kept.FACTS, (long_ago, long_ago))
+        os.utime(folder / store.MANIFEST, (long_ago, long_ago))
     JsonlFile(tmp_path / "used.jsonl", cache)
     JsonlFile(lines(tmp_path / "new.jsonl", ['{"a": 3}']), cache)
     assert old not in tables(cache)

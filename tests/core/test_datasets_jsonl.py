@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError
 
 if TYPE_CHECKING:

@@ -15,7 +15,7 @@ from embed_core.config.component import DatasetConfig
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
 from embed_core.datasets.config import RetrievalConfig
-from embed_core.datasets.held_out import choose_held_out
+from embed_core.datasets.split import choose_held_out
 from embed_core.errors import ConfigError, DataError
 from embed_core.protocols import Dataset
 

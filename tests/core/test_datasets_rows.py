@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.rows import Row, parse_row
+from embed_core.datasets.row import Row, parse_row
+from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.errors import DataError
 
 PLACE = "data/train.jsonl:7"

@@ -17,13 +17,15 @@ from hypothesis import strategies as st
 
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
-from embed_core.datasets import catalogue, line_index, row_table, shared_ids, training_texts
+from embed_core.datasets import dedup
 from embed_core.datasets.config import RetrievalConfig
-from embed_core.datasets.held_out import choose_held_out, row_identities
+from embed_core.datasets.dedup import blocks_of, distinct, repetitions
+from embed_core.datasets.index import corpus_sample, hashes, offsets
+from embed_core.datasets.index import rows as catalogue
+from embed_core.datasets.index.subset import Selection
 from embed_core.datasets.retrieval import RetrievalDataset
-from embed_core.datasets.rows import parse_row
-from embed_core.datasets.selection import Selection
-from embed_core.datasets.shared_ids import blocks_of, distinct, repetitions
+from embed_core.datasets.row import parse_row
+from embed_core.datasets.split import choose_held_out, row_identities
 from embed_core.errors import DataError
 from embed_core.models.from_scratch.unigram import _sample
 
@@ -35,13 +37,13 @@ def all_on_disk(monkeypatch):
 
 def on_disk(patch: pytest.MonkeyPatch) -> None:
     """Files, tables and splits of any size are kept, and blocks are so small that everything takes several."""
-    patch.setattr(line_index, "KEPT_FROM", 0)
-    patch.setattr(row_table, "ON_DISK_FROM", 0)
-    patch.setattr(row_table, "BLOCK", 3)
+    patch.setattr(offsets, "KEPT_FROM", 0)
+    patch.setattr(hashes, "ON_DISK_FROM", 0)
+    patch.setattr(hashes, "BLOCK", 3)
     patch.setattr(catalogue, "ANNOUNCED_FROM", 0)
-    patch.setattr(shared_ids, "AT_ONCE", 4)
-    patch.setattr(training_texts, "CANDIDATES", 2)
-    patch.setattr(training_texts, "FIRST_READ", 1)
+    patch.setattr(dedup, "AT_ONCE", 4)
+    patch.setattr(corpus_sample, "CANDIDATES", 2)
+    patch.setattr(corpus_sample, "FIRST_READ", 1)
 
 
 def write(path: Path, rows: list[dict]) -> Path:
@@ -116,13 +118,13 @@ def test_rows_are_validated_once(tmp_path, monkeypatch):
     path, cache, said = write(tmp_path / "t.jsonl", [{"query": str(n), "pos": ["p"]} for n in range(9)]), tmp_path, []
     fresh = build(path, cache, said)
     assert said[0] == "data: t: reading and checking 9 rows, once"
-    monkeypatch.setattr(row_table, "_fill", lambda *_: pytest.fail("read again"))
+    monkeypatch.setattr(hashes, "_fill", lambda *_: pytest.fail("read again"))
     monkeypatch.setattr(catalogue, "held_out_rows", lambda *_: pytest.fail("chosen again"))
     said.clear()
     again = build(path, cache, said)
     assert len(said) == 1
     assert again.fingerprint() == fresh.fingerprint()
-    monkeypatch.setattr("embed_core.datasets.sources.ROW_VERSION", 1_000)
+    monkeypatch.setattr("embed_core.datasets.sources.jsonl.ROW_VERSION", 1_000)
     with pytest.raises(pytest.fail.Exception, match="read again"):
         build(path, cache)
 
@@ -152,8 +154,8 @@ def test_a_bad_row_is_named_and_nothing_is_kept(tmp_path):
 
 @pytest.mark.usefixtures("all_on_disk")
 def test_rows_in_memory_leave_nothing_behind(tmp_path):
-    from embed_core.datasets.draw import DrawOptions
-    from embed_core.datasets.in_memory import InMemoryRows
+    from embed_core.datasets.sampling import DrawOptions
+    from embed_core.datasets.sources.memory import InMemoryRows
 
     rows = [{"query": f"q{n}", "pos": [f"p{n}"]} for n in range(9)]
     dataset = RetrievalDataset(
@@ -168,8 +170,8 @@ def test_shared_identities_by_hand(rows, at_once, block):
     encoded = [[i.to_bytes(8, sys.byteorder) for i in row] for row in rows]
     rows_with = Counter(i for row in rows for i in set(row))
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_ids, "AT_ONCE", at_once)
-        shared = shared_ids.shared_ids(blocks_of(iter(encoded), block))
+        patch.setattr(dedup, "AT_ONCE", at_once)
+        shared = dedup.shared_ids(blocks_of(iter(encoded), block))
     wanted = sorted(i for i, count in rows_with.items() if count > 1)
     assert shared.count == len(wanted)
     assert len(shared) == len(rows)
@@ -181,7 +183,7 @@ def test_shared_identities_by_hand(rows, at_once, block):
 
 def test_identities_of_any_length_are_told_apart():
     rows = [[b"a"], [b"a" * 8], [b"a" * 9, b""], [b"a" * 9], [b""]]
-    shared = shared_ids.shared_ids(blocks_of(iter(rows)))
+    shared = dedup.shared_ids(blocks_of(iter(rows)))
     assert [len(shared[n]) for n in range(5)] == [0, 0, 2, 1, 1]
     assert sorted(shared[2]) == sorted([*shared[3], *shared[4]])
 
@@ -194,7 +196,7 @@ def test_repetitions_and_distinct_values_by_hand(parts, at_once):
         return [np.asarray(part, dtype=np.uint64) for part in parts]
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(shared_ids, "AT_ONCE", at_once)
+        patch.setattr(dedup, "AT_ONCE", at_once)
         flags = [flag for flag, _ in zip(repetitions(blocks), flat, strict=False)] if parts else []
         values = sorted(value for part in distinct(blocks) for value in part.tolist()) if parts else []
     assert flags == [value in flat[:place] for place, value in enumerate(flat)]
@@ -256,8 +258,8 @@ from embed_core.datasets.config import RetrievalConfig
 from embed_core.config.registry import Registry
 from embed_core.samplers.config import NoDuplicatesConfig
 import numpy as np
-from embed_core.datasets import line_index, row_table
-line_index.KEPT_FROM = row_table.ON_DISK_FROM = 0
+from embed_core.datasets.index import hashes, offsets
+offsets.KEPT_FROM = hashes.ON_DISK_FROM = 0
 path, cache = map(Path, sys.argv[1:])
 context = BuildContext(Registry(), cache_dir=cache, announce=lambda line: None)
 dataset = RetrievalConfig(path=str(path), held_out_rows=None).build(context)

@@ -11,11 +11,11 @@ from typing import Any
 import numpy as np
 import pytest
 
-from embed_core.datasets.draw import DrawOptions
 from embed_core.datasets.retrieval import RetrievalDataset
-from embed_core.datasets.rows import Row
-from embed_core.datasets.sources import JsonlRows
-from embed_core.datasets.whole_rows import ChangedRows, with_rows
+from embed_core.datasets.row import Row
+from embed_core.datasets.sampling import DrawOptions
+from embed_core.datasets.sources.jsonl import JsonlRows
+from embed_core.datasets.wrappers import ChangedRows, with_rows
 from embed_core.errors import ConfigError
 from embed_core.samplers.no_duplicates import NoDuplicatesSampler
 from embed_core.testing import tiny_dataset

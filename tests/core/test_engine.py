@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 import torch
 
-from embed_cli.launch import launch
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "engine_worker.py")
 REFERENCE = "0-fp32-100000-direct"

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.acceleration.compile import compile_encoders
-from embed_core.batch.collate import draw, make_host_batch
+from embed_core.batch.collate import draw_examples, make_host_batch
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, TrainConfig
@@ -32,7 +32,7 @@ from embed_core.testing import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.step import Step
 from embed_core.zero.engine import Trainable, initialize
-from embed_core.zero.state import gradient as full_gradient
+from embed_core.zero.state import full_gradient
 
 torch.set_num_threads(1)
 PACKS = "test_compiled_packs"
@@ -84,7 +84,7 @@ def trained(model: Any, ranks: Ranks, **options: Any) -> Answer:
     engine = initialize(module, config, train, ranks, lambda line: None)
     step, dataset, losses = Step(engine, model, loss, config, ranks), tiny_dataset(), []
     for number in range(STEPS):
-        host = make_host_batch(model, draw(dataset, range(6 * number, 6 * number + 6), 0, number))
+        host = make_host_batch(model, draw_examples(dataset, range(6 * number, 6 * number + 6), 0, number))
         losses.append(float(step.forward_backward(host, number, last=number == STEPS - 1).loss))
     each = {name: full_gradient(engine, p) for name, p in module.named_parameters() if p.requires_grad}
     return losses, {name: value.clone() for name, value in each.items() if value is not None}

@@ -11,14 +11,14 @@ from torch import nn
 from torch.autograd.graph import saved_tensors_hooks
 from torch.utils.checkpoint import checkpoint
 
-from embed_core.batch.chunks import Sizes
+from embed_core.batch.chunks import ChunkSizes
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
 from embed_core.hardware.memory import available_bytes, gib, host_bytes
 from embed_core.profiling.storage_tracker import kept_bytes
 from embed_core.train import strategy as fit_module
-from embed_core.train.strategy import Fit, Probe
+from embed_core.train.strategy import Probe, StrategyChooser
 
 torch.set_num_threads(1)
 ALONE = Ranks(0, 1, 0, "cpu")
@@ -130,7 +130,7 @@ def test_amounts_are_readable() -> None:
     assert [gib(1.25 * 2**30), gib(3 * MIB), gib(0)] == ["1.2 GiB", "3.0 MiB", "0.0 MiB"]
 
 
-SIZES = Sizes(chunks=4, padded_tokens=4000, chunk_tokens=1000, text_tokens=100)
+SIZES = ChunkSizes(chunks=4, padded_tokens=4000, chunk_tokens=1000, text_tokens=100)
 
 
 class Measured:
@@ -140,9 +140,9 @@ class Measured:
         self.lines: list[str] = []
         monkeypatch.setattr(fit_module, "available_bytes", lambda ranks: free)
         config = EngineConfig.model_validate({"strategy": strategy, "token_budget": 1000})
-        self.fit = Fit(config, ALONE, self.lines.append)
+        self.fit = StrategyChooser(config, ALONE, self.lines.append)
 
-    def measure(self, mib: int = 1, sizes: Sizes = SIZES, reserved: int = 0) -> None:
+    def measure(self, mib: int = 1, sizes: ChunkSizes = SIZES, reserved: int = 0) -> None:
         """A first chunk of 1000 tokens that keeps ``mib`` MiB."""
         probe = Probe(lambda: torch.zeros(mib * MIB // 4), 1000)
         self.fit.measure([probe, probe], reserved, sizes)
@@ -241,4 +241,4 @@ def test_shrinking_is_cached_first_and_then_half_the_chunk(monkeypatch: pytest.M
 
 
 def test_the_largest_sizes_are_taken_number_by_number() -> None:
-    assert Sizes.largest([(1, 90, 30, 9), (2, 80, 40, 8)]) == Sizes(2, 90, 40, 9)
+    assert ChunkSizes.largest([(1, 90, 30, 9), (2, 80, 40, 8)]) == ChunkSizes(2, 90, 40, 9)

@@ -15,7 +15,7 @@ from embed_core.zero.state import full_state
 
 
 def kept(module: nn.Module) -> set[str]:
-    return {name for name, p in module.named_parameters() if frozen.exact(p, torch.empty(0)).numel()}
+    return {name for name, p in module.named_parameters() if frozen.exact_value(p, torch.empty(0)).numel()}
 
 
 @pytest.mark.parametrize(

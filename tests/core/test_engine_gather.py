@@ -11,7 +11,7 @@ import pytest
 import torch
 from torch import Tensor
 
-from embed_core.batch.collate import draw, make_host_batch, share
+from embed_core.batch.collate import draw_examples, make_host_batch, share_of_rank
 from embed_core.batch.global_batch import GlobalBatch
 from embed_core.distributed.collectives import gather_embeddings, gather_rows, sum_parts
 from embed_core.distributed.process_group import Ranks
@@ -156,17 +156,17 @@ def test_one_rank_has_the_whole_loss() -> None:
 @pytest.mark.parametrize("world_size", [2, 3])
 def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.MonkeyPatch, world_size: int) -> None:
     dataset, model, rows = tiny_dataset(), TinyModel(), list(range(7))
-    scored = draw(dataset, rows, 0, 0)
+    scored = draw_examples(dataset, rows, 0, 0)
     scored[6] = type(scored[6])(**{**_fields(scored[6]), "scores": tuple(map(float, range(len(scored[6].passages))))})
 
     def on_rank(ranks: Ranks) -> tuple[Any, Any, Any]:
-        host = make_host_batch(model, [scored[row] for row in share(rows, ranks.rank, ranks.world_size)])
+        host = make_host_batch(model, [scored[row] for row in share_of_rank(rows, ranks.rank, ranks.world_size)])
         batch = GlobalBatch(host, 5, ranks)
         with torch.no_grad():
             local = model(**model.collate(host.encoded))
         texts = gather_embeddings(local, ranks)
         own = range(len(rows))[slice(*batch.own_rows)]
-        assert list(own) == list(share(range(len(rows)), ranks.rank, ranks.world_size))
+        assert list(own) == list(share_of_rank(range(len(rows)), ranks.rank, ranks.world_size))
         return batch, select(texts, batch.query_index_B), select(texts, batch.passage_index_P)
 
     wanted, wanted_query, wanted_passage = on_rank(Ranks(0, 1, 0, "cpu"))
@@ -188,7 +188,7 @@ def test_global_batch_is_the_same_on_any_number_of_ranks(monkeypatch: pytest.Mon
 
 
 def test_scores_are_none_where_no_row_of_any_rank_has_some(monkeypatch: pytest.MonkeyPatch) -> None:
-    examples = draw(tiny_dataset(), range(4), 0, 0)
+    examples = draw_examples(tiny_dataset(), range(4), 0, 0)
 
     def on_rank(ranks: Ranks) -> Any:
         return GlobalBatch(make_host_batch(TinyModel(), examples[ranks.rank :: 2]), 0, ranks).targets.scores_P
@@ -198,7 +198,7 @@ def test_scores_are_none_where_no_row_of_any_rank_has_some(monkeypatch: pytest.M
 
 def test_teacher_scores_travel_bit_by_bit(monkeypatch: pytest.MonkeyPatch) -> None:
     odd = (1e-40, -0.0, 3.0000002, float("inf"))
-    examples = draw(tiny_dataset(), range(2), 0, 0)
+    examples = draw_examples(tiny_dataset(), range(2), 0, 0)
     examples = [
         type(e)(**{**_fields(e), "passages": ("a", "b"), "scores": odd[2 * n : 2 * n + 2]})
         for n, e in enumerate(examples)
@@ -217,7 +217,7 @@ def _fields(example: Any) -> dict[str, Any]:
 
 def taught(row: int, width: int) -> Any:
     """Row ``row`` of the tiny data with a teacher's vectors that say which text they are of."""
-    (example,) = draw(tiny_dataset(), [row], 0, 0)
+    (example,) = draw_examples(tiny_dataset(), [row], 0, 0)
     passages = np.array([[row, 1 + n] for n in range(len(example.passages))], np.float32).repeat(width // 2, axis=1)
     query = np.array([row, 0], np.float32).repeat(width // 2)
     return type(example)(**{**_fields(example), "query_vector": query, "passage_vectors": passages})
@@ -228,7 +228,7 @@ def test_teacher_vectors_are_the_global_batchs_on_every_rank(monkeypatch: pytest
     rows, model = list(range(7)), TinyModel()
 
     def on_rank(ranks: Ranks) -> Any:
-        own = share(rows, ranks.rank, ranks.world_size)
+        own = share_of_rank(rows, ranks.rank, ranks.world_size)
         return GlobalBatch(make_host_batch(model, [taught(row, 2) for row in own]), 0, ranks).targets
 
     for targets in on_ranks(monkeypatch, world_size, on_rank) if world_size > 1 else [on_rank(Ranks(0, 1, 0, "cpu"))]:

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.batch.collate import draw, make_host_batch, share
+from embed_core.batch.collate import draw_examples, make_host_batch, share_of_rank
 from embed_core.errors import DataError
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
@@ -18,7 +18,7 @@ from embed_core.utils.hashing import identity, key_identity
 @given(st.integers(1, 300), st.data())
 def test_shares_are_a_partition_as_even_as_can_be(rows: int, data: st.DataObject) -> None:
     ranks = data.draw(st.integers(1, rows))
-    parts = [share(range(100, 100 + rows), rank, ranks) for rank in range(ranks)]
+    parts = [share_of_rank(range(100, 100 + rows), rank, ranks) for rank in range(ranks)]
     assert [row for part in parts for row in part] == list(range(100, 100 + rows))
     sizes = {len(part) for part in parts}
     assert min(sizes) >= 1
@@ -30,11 +30,11 @@ def test_what_a_row_draws_depends_on_neither_order_nor_neighbours() -> None:
         def example(self, row: int, rng: np.random.Generator) -> int:
             return int(rng.integers(1 << 40))
 
-    together = draw(Random(), [5, 9, 7], 1, 3)  # type: ignore[arg-type]
-    assert draw(Random(), [7, 5], 1, 3) == [together[2], together[0]]  # type: ignore[arg-type]
+    together = draw_examples(Random(), [5, 9, 7], 1, 3)  # type: ignore[arg-type]
+    assert draw_examples(Random(), [7, 5], 1, 3) == [together[2], together[0]]  # type: ignore[arg-type]
     assert len(set(together)) == 3
-    assert draw(Random(), [5], 1, 4) != together[:1]  # type: ignore[arg-type]
-    assert draw(Random(), [5], 2, 3) != together[:1]  # type: ignore[arg-type]
+    assert draw_examples(Random(), [5], 1, 4) != together[:1]  # type: ignore[arg-type]
+    assert draw_examples(Random(), [5], 2, 3) != together[:1]  # type: ignore[arg-type]
 
 
 def example(row: int, query: str, *passages: str, **more: object) -> Example:
@@ -100,8 +100,8 @@ def test_rows_that_do_not_fit_are_refused(more: dict[str, object], message: str)
 
 def test_a_draw_of_the_dataset_is_prepared_alike_on_any_rank() -> None:
     dataset = tiny_dataset()
-    whole = make_host_batch(TinyModel(), draw(dataset, range(8), 0, 0))
-    half = make_host_batch(TinyModel(), draw(dataset, range(4, 8), 0, 0))
+    whole = make_host_batch(TinyModel(), draw_examples(dataset, range(8), 0, 0))
+    half = make_host_batch(TinyModel(), draw_examples(dataset, range(4, 8), 0, 0))
     assert half.passage_ids.tolist() == whole.passage_ids.tolist()[-len(half.passage_ids) :]
 
 

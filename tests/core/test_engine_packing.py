@@ -20,7 +20,7 @@ from torch import Tensor, nn
 from embed_core.acceleration.attention import FLASH, PRODUCTS, set_attention
 from embed_core.acceleration.varlen_check import can_pack
 from embed_core.batch.chunks import Chunks
-from embed_core.batch.collate import draw, make_host_batch
+from embed_core.batch.collate import draw_examples, make_host_batch
 from embed_core.config.run import EngineConfig, TrainConfig
 from embed_core.distributed.process_group import Ranks, join, leave
 from embed_core.embeddings import values
@@ -35,7 +35,7 @@ from embed_core.testing import check_model, tiny_dataset
 from embed_core.train.step import Step
 from embed_core.types import Encoded
 from embed_core.zero.engine import Trainable, initialize
-from embed_core.zero.state import gradient as full_gradient
+from embed_core.zero.state import full_gradient
 
 torch.set_num_threads(1)
 GPU, CPU = Ranks(0, 1, 0, "cuda:0"), Ranks(0, 1, 0, "cpu")
@@ -279,7 +279,9 @@ def trained(model: Any, ranks: Ranks, **options: Any) -> tuple[list[float], dict
     engine = initialize(module, config, TrainConfig(gradient_accumulation_steps=2), ranks, lambda line: None)
     step, dataset = Step(engine, model, loss, config, ranks), tiny_dataset()
     outputs = [
-        step.forward_backward(make_host_batch(model, draw(dataset, range(6 * n, 6 * n + 6), 0, n)), n, last=n == 1)
+        step.forward_backward(
+            make_host_batch(model, draw_examples(dataset, range(6 * n, 6 * n + 6), 0, n)), n, last=n == 1
+        )
         for n in range(2)
     ]
     found = {name: full_gradient(engine, p) for name, p in module.named_parameters() if p.requires_grad}

@@ -12,12 +12,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from embed_core.batch.chunks import Chunks, Cutting, cut
+from embed_core.batch.chunks import ChunkRule, Chunks, cut
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import offsets_of
 from embed_core.inspection.explain import _chunks
-from embed_core.inspection.plan.data_profile import Survey, _add
+from embed_core.inspection.plan.data_profile import DataProfile, _add
 from embed_core.text.pooling import Pooling, pool, pool_packed
 from embed_core.text.varlen import Packed, Padded, chunk_tokens, packed
 from embed_core.types import Embeddings, Encoded
@@ -124,7 +124,7 @@ def test_packed_chunks_fill_the_budget_with_tokens(lengths: list[int], budget: i
     ],
 )
 def test_a_model_says_what_its_texts_take(model: Any, lengths: list[int], tokens: int) -> None:
-    cutting = Cutting.of(model, 1000)
+    cutting = ChunkRule.of(model, 1000)
     assert cutting.lengths([text(3), text(9), text(5)]) == lengths
     assert cutting.tokens(lengths, [0, 1, 2]) == tokens
 
@@ -169,11 +169,11 @@ def test_explain_and_plan_count_as_the_loop_does(is_packed: bool) -> None:
     tokens = [chunks.tokens(number) for number in range(len(chunks))]
     assert (sum(tokens) == sum(lengths)) is is_packed
     host: Any = SimpleNamespace(encoded=encoded, rows=1, query_index=[0], passage_index=[1])
-    views = _chunks([host], engine, Cutting.of(model, 32))
+    views = _chunks([host], engine, ChunkRule.of(model, 32))
     assert [view.padded_tokens for view in views] == tokens
     assert sum(view.tokens for view in views) == sum(lengths)
     assert views[0].longest == 40
-    found = Survey()
-    _add(found, [host], engine, Cutting.of(model, 32))
+    found = DataProfile()
+    _add(found, [host], engine, ChunkRule.of(model, 32))
     assert [shape.padded_tokens for shape in found.shares[0]] == tokens
     assert found.padding_share == pytest.approx(1 - sum(lengths) / sum(tokens))

@@ -10,7 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.config.run import EngineConfig, TrainConfig
 from embed_core.distributed.process_group import join, leave
 from embed_core.errors import ConfigError
@@ -70,7 +70,7 @@ def test_the_gradient_is_the_same_and_less_is_kept(frozen: bool, caplog: pytest.
     plain.parts["encoder"].embeddings.requires_grad_(not frozen)
     saving = copy.deepcopy(plain)
     with caplog.at_level(logging.WARNING):
-        enable_checkpointing(saving)
+        enable_activation_checkpointing(saving)
         wanted, much = gradients(plain)
         found, little = gradients(saving)
     assert found.keys() == wanted.keys()
@@ -90,7 +90,7 @@ def test_dropout_is_at_work_in_that_comparison() -> None:
 
 def test_a_model_s_own_method_is_asked_once_for_the_form_that_frozen_inputs_need() -> None:
     model = nn.ModuleList([OwnWay(), nn.Linear(2, 2), OwnWay()])
-    enable_checkpointing(model)
+    enable_activation_checkpointing(model)
     assert [part.asked for part in (model[0], model[2])] == [[{"use_reentrant": False}]] * 2
 
 
@@ -108,7 +108,7 @@ def test_the_engine_switches_it_on() -> None:
 
 def test_a_model_that_cannot_is_refused() -> None:
     with pytest.raises(ConfigError) as caught:
-        enable_checkpointing(TinyModel())
+        enable_activation_checkpointing(TinyModel())
     assert str(caught.value) == (
         "engine.gradient_checkpointing: TinyModel has no part that can compute its layers again: set it to false, and "
         "engine.strategy to 'cached' to save memory"
@@ -119,4 +119,4 @@ def test_a_transformers_model_that_says_it_cannot_is_believed() -> None:
     model = Wrapped()
     model.parts["encoder"].supports_gradient_checkpointing = False
     with pytest.raises(ConfigError, match="Wrapped has no part"):
-        enable_checkpointing(model)
+        enable_activation_checkpointing(model)

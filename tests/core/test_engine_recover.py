@@ -15,8 +15,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_cli.launch import launch
-from embed_core.batch.chunks import Sizes
+from embed_core.batch.chunks import ChunkSizes
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
@@ -24,6 +23,7 @@ from embed_core.hardware.oom import is_out_of_memory
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.step import Step
 from embed_core.train.trainer import Trainer
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "recover_worker.py")
 STAGES = (0, 1, 2, 3)
@@ -281,7 +281,7 @@ def test_the_line_of_a_rank_that_cannot_go_back(strategy: Literal["cached", "dir
         f"set {remedy}"
     )
     with pytest.raises(EmbedError, match=f"^{re.escape(wanted)}$"):
-        step._watched(no_memory, Sizes(3, 1500, 600, 100))
+        step._watched(no_memory, ChunkSizes(3, 1500, 600, 100))
 
 
 def test_an_optimizer_without_memory_stops_the_run() -> None:

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from embed_core.config.run import ScheduleConfig
-from embed_core.train.lr_schedule import factor, warmup_steps
+from embed_core.train.lr_schedule import learning_rate_factor, warmup_steps
 
 
 def factors(total: int, **options: object) -> list[float]:
     schedule = ScheduleConfig.model_validate(options)
-    return [factor(schedule, step, total) for step in range(total)]
+    return [learning_rate_factor(schedule, step, total) for step in range(total)]
 
 
 def test_linear_with_warmup_by_hand() -> None:

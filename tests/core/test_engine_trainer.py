@@ -23,7 +23,7 @@ from embed_core.plugin.hookspecs import hookimpl
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.checkpoint import TrainState
-from embed_core.train.lr_schedule import factor
+from embed_core.train.lr_schedule import learning_rate_factor
 from embed_core.train.trainer import Components, Pace, Runtime, Trainer
 from embed_core.types import Batch, LossOutput, Targets
 
@@ -112,7 +112,9 @@ def test_a_run_measures_steps_and_exports(hello_run: Any, tmp_path: Path) -> Non
 def test_learning_rates_are_the_schedules(hello_run: Any) -> None:
     seen = hello_run("train.max_steps=4", "train.optimizer.learning_rate=0.1", "train.schedule={warmup_steps: 2}")
     schedule = ScheduleConfig(kind="cosine", warmup_steps=2)
-    assert [event.learning_rate for event in seen.steps] == [0.1 * factor(schedule, step, 4) for step in range(4)]
+    assert [event.learning_rate for event in seen.steps] == [
+        0.1 * learning_rate_factor(schedule, step, 4) for step in range(4)
+    ]
 
 
 @pytest.mark.parametrize(

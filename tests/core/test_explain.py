@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from collections.abc import Callable
 from itertools import groupby
 from pathlib import Path
@@ -14,7 +13,6 @@ import torch
 from rich.console import Console
 
 from embed_cli import explain_command
-from embed_cli.main import main
 from embed_cli.run_command import RunRequest, resolve
 from embed_core.errors import ConfigError
 from embed_core.inspection.explain import StepView, explain
@@ -152,11 +150,8 @@ def test_more_ranks_than_rows() -> None:
 
 
 @pytest.fixture
-def embed(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Callable[..., tuple[int, str, str]]:
+def embed(command: Callable[..., tuple[int, str, str]]) -> Callable[..., tuple[int, str, str]]:
     """``embed("--step", "1")`` explains a run over four rows in ``rows.jsonl`` → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
     rows = [
         {
             "query": f"what is {n}?",
@@ -172,14 +167,7 @@ def embed(
     pairs = (*SMALL[:1], "sampler={kind: shuffled, batch_size: 2}", "data.path=rows.jsonl", "data.held_out_rows=0")
     settings = [part for pair in (*pairs, "data.negatives=1", "held_out_rows=0") for part in ("--set", pair)]
 
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", "explain", "--plugin", "hello", *settings, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    return call
+    return lambda *arguments: command("explain", "--plugin", "hello", *settings, *arguments)
 
 
 def test_lines(embed: Callable[..., tuple[int, str, str]]) -> None:

@@ -42,7 +42,7 @@ def logits_of(B: int, P: int, scale: float = 3.0) -> Tensor:
 
 def test_the_target_is_a_softmax_over_the_own_group_at_the_temperature() -> None:
     targets = targets_of(SIZES, SCORES)
-    judged = teaching.teacher(targets, teaching.grid(targets), temperature=2.0)
+    judged = teaching.teacher_targets(targets, teaching.group_table(targets), temperature=2.0)
     assert judged is not None
     assert judged.covered.tolist() == [True, True, True]
     expected = torch.zeros(3, 3)
@@ -53,7 +53,7 @@ def test_the_target_is_a_softmax_over_the_own_group_at_the_temperature() -> None
 
 def test_a_row_with_any_score_missing_is_not_covered() -> None:
     targets = targets_of(SIZES, [2.0, NAN, -1.0, NAN, 0.5, 0.25])
-    judged = teaching.teacher(targets, teaching.grid(targets), temperature=1.0)
+    judged = teaching.teacher_targets(targets, teaching.group_table(targets), temperature=1.0)
     assert judged is not None
     assert judged.covered.tolist() == [False, False, True]
     assert judged.target[:2].abs().sum() == 0
@@ -63,7 +63,7 @@ def test_a_row_with_any_score_missing_is_not_covered() -> None:
 @pytest.mark.parametrize("scores", [None, [NAN] * 6])
 def test_a_batch_without_scores_has_no_teacher(scores: list[float] | None) -> None:
     targets = targets_of(SIZES, scores)
-    assert teaching.teacher(targets, teaching.grid(targets), temperature=1.0) is None
+    assert teaching.teacher_targets(targets, teaching.group_table(targets), temperature=1.0) is None
 
 
 def brute_sequential(logits: Tensor, mask: Tensor, targets: Targets, target: Tensor) -> Tensor:
@@ -95,9 +95,9 @@ def test_cross_entropies_equal_loops_in_value_and_gradient(sizes: list[int], mas
     B, P = len(sizes), sum(sizes)
     generator = torch.Generator().manual_seed(1)
     targets = targets_of(sizes, torch.randn(P, generator=generator).tolist())
-    own, table = contrastive.own_group(targets), teaching.grid(targets)
+    own, table = contrastive.own_group(targets), teaching.group_table(targets)
     mask = ~own if masked == "all others" else (torch.rand(B, P, generator=generator) < 0.4) & bool(masked)
-    judged = teaching.teacher(targets, table, temperature=1.0)
+    judged = teaching.teacher_targets(targets, table, temperature=1.0)
     assert judged is not None
     logits = logits_of(B, P, scale)
     upstream = torch.randn(B, generator=generator, dtype=torch.float64)
@@ -117,8 +117,8 @@ def test_cross_entropies_equal_loops_in_value_and_gradient(sizes: list[int], mas
 
 def test_huge_fp32_logits_stay_finite() -> None:
     targets = targets_of([3, 1], SCORES[:4])
-    own, table = contrastive.own_group(targets), teaching.grid(targets)
-    judged = teaching.teacher(targets, table, temperature=1.0)
+    own, table = contrastive.own_group(targets), teaching.group_table(targets)
+    judged = teaching.teacher_targets(targets, table, temperature=1.0)
     assert judged is not None
     logits = (torch.tensor([[1e33, -1e33, 0, 5], [3, -1e33, 2, 1e33]])).requires_grad_()
     loss = teaching.sequential_cross_entropy(logits, own.logical_not(), own, table, judged)

@@ -27,7 +27,7 @@ from embed_core.inspection.plan.plan import plan
 from embed_core.inspection.plan.report import Plan
 from embed_core.inspection.plan.target import PlanRequest
 from embed_core.losses.config import InfoNCEConfig
-from embed_core.profiling.activation_memory import watched
+from embed_core.profiling.activation_memory import trace_on_cpu
 from embed_core.profiling.flops import cost_of
 from embed_core.profiling.loss_memory import LossProbe, _grown, synthetic
 from embed_core.testing.datasets import RowsDataset
@@ -182,7 +182,7 @@ def test_a_whole_batch_takes_what_was_foreseen() -> None:
             parameter.grad = torch.zeros_like(parameter) if parameter.requires_grad else None
         gradients = [p.grad for p in model.parameters() if p.grad is not None]
         known = [*model.parameters(), *model.buffers(), *gradients, *(v for each in inputs for v in each.values())]
-        trace = watched(
+        trace = trace_on_cpu(
             partial(outputs, model, inputs),
             known,
         )

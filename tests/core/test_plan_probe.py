@@ -11,8 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor, nn
 
-from embed_core.acceleration.activation_checkpointing import enable_checkpointing
-from embed_core.profiling.activation_memory import ActivationFit, ChunkProbe, Sample, Trace, fit, largest, watched
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
+from embed_core.profiling.activation_memory import (
+    ActivationFit,
+    ChunkProbe,
+    Sample,
+    Trace,
+    fit_activations,
+    largest,
+    trace_on_cpu,
+)
 from embed_core.profiling.throughput import FUSED, Shape, _register_fused, largest_chunk
 from embed_core.types import Embeddings, Encoded
 from embed_core.zero.engine import Trainable
@@ -60,14 +68,14 @@ def text(length: int) -> Encoded:
 
 
 def fitted(probe: ChunkProbe) -> ActivationFit:
-    return fit([(n, length, probe.trace([text(length)] * n)) for n, length in ((2, 16), (3, 16), (2, 40))])
+    return fit_activations([(n, length, probe.trace([text(length)] * n)) for n, length in ((2, 16), (3, 16), (2, 40))])
 
 
 def test_watched_storages_by_hand() -> None:
     """x [4,8] · w [8,16] → relu → sum: the product and the relu's result live, what backward makes comes and goes."""
     x, w = torch.randn(4, 8), torch.randn(8, 16, requires_grad=True)
     w.grad = torch.zeros_like(w)
-    trace = watched(lambda: [torch.relu(x @ w).sum()], [x, w, w.grad])
+    trace = trace_on_cpu(lambda: [torch.relu(x @ w).sum()], [x, w, w.grad])
     product = result = 4 * 4 * 16
     assert trace.alive[0] == product
     assert trace.alive[trace.after_forward] == result + 4, "relu keeps its result, nothing keeps the product"
@@ -101,7 +109,7 @@ def test_kept_is_what_autograd_saved() -> None:
 def test_larger_chunks_are_foreseen(attention: str, checkpointing: bool, dropout: float) -> None:
     model = Model(attention, dropout)
     if checkpointing:
-        enable_checkpointing(model)
+        enable_activation_checkpointing(model)
     probe = ChunkProbe(Trainable(model, None), "cpu")
     foreseen, real = fitted(probe).trace(7, 150), probe.trace([text(150)] * 7)
     assert foreseen.kept == pytest.approx(real.kept, rel=0.02)
@@ -110,7 +118,7 @@ def test_larger_chunks_are_foreseen(attention: str, checkpointing: bool, dropout
 
 def test_options_change_what_is_kept() -> None:
     plain, checkpointed, eager, half = Model(FUSED), Model(FUSED), Model("eager"), Model(FUSED).bfloat16()
-    enable_checkpointing(checkpointed)
+    enable_activation_checkpointing(checkpointed)
     kept = [
         ChunkProbe(Trainable(m, None), "cpu").trace([text(128)] * 4).kept for m in (plain, checkpointed, eager, half)
     ]
@@ -144,19 +152,21 @@ def test_a_fit_in_closed_form() -> None:
         return trace(100 + n * (3 * length + 0.5 * length**2), 10 + 7 * n * length, after=1)
 
     samples: list[Sample] = [(n, length, bytes_of(n, length)) for n, length in ((2, 8), (3, 8), (2, 20))]
-    found = fit(samples).trace(50, 300)
+    found = fit_activations(samples).trace(50, 300)
     assert found.alive == pytest.approx(bytes_of(50, 300).alive)
     assert (found.kept, found.peak) == (found.alive[1], found.alive[0])
 
 
 def test_a_fit_of_one_length_grows_with_the_tokens() -> None:
-    found = fit([(2, 10, trace(120.0)), (3, 10, trace(170.0))])
+    found = fit_activations([(2, 10, trace(120.0)), (3, 10, trace(170.0))])
     assert found.trace(4, 10).peak == pytest.approx(220)
     assert found.trace(2, 20).peak == pytest.approx(220)
 
 
 def test_a_fit_of_models_whose_operations_depend_on_the_data() -> None:
-    found = fit([(2, 10, trace(1, 5, 40, after=1)), (3, 10, trace(1, 2, 7, 60, after=2)), (2, 20, trace(9, 80))])
+    found = fit_activations(
+        [(2, 10, trace(1, 5, 40, after=1)), (3, 10, trace(1, 2, 7, 60, after=2)), (2, 20, trace(9, 80))]
+    )
     assert found.trace(3, 10).kept == pytest.approx(7)
     assert found.trace(3, 10).peak == pytest.approx(60)
 
@@ -228,10 +238,12 @@ def test_on_a_gpu_chunks_really_run() -> None:
     probe = ChunkProbe(Trainable(Model("sdpa").bfloat16().to("cuda:0"), None), "cuda:0")
     probe.run([text(100)] * 4)
     samples: list[Sample] = [(n, 100, probe.trace([text(100)] * n)) for n in (64, 128)]
-    foreseen, real = fit(samples).trace(256, 100), probe.trace([text(100)] * 256)
+    foreseen, real = fit_activations(samples).trace(256, 100), probe.trace([text(100)] * 256)
     assert foreseen.kept == pytest.approx(real.kept, rel=0.05)
     torch.cuda.empty_cache()
     room = 256 * 2**20
-    found = largest_chunk(fit(samples), text(100), [Shape(10**6, 100)], room, probe, held=torch.cuda.memory_allocated())
+    found = largest_chunk(
+        fit_activations(samples), text(100), [Shape(10**6, 100)], room, probe, held=torch.cuda.memory_allocated()
+    )
     assert found.tried
     assert probe.trace([text(100)] * (found.tokens // 100)).peak < 1.5 * room

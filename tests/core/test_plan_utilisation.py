@@ -22,7 +22,7 @@ from embed_core.observers.trackers import tracked_values
 from embed_core.plugin.hookspecs import hookimpl
 from embed_core.profiling import mfu
 from embed_core.profiling.flops import cost_of
-from embed_core.profiling.mfu import Meter
+from embed_core.profiling.mfu import MfuMeter
 from embed_core.testing.datasets import tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.train.run import Options, run
@@ -104,15 +104,15 @@ def test_the_peak_is_all_ranks(monkeypatch: pytest.MonkeyPatch) -> None:
     model = XLMRobertaModel(XLMRobertaConfig(vocab_size=50, hidden_size=8, num_hidden_layers=1, num_attention_heads=2))
     monkeypatch.setattr(mfu, "peak_of", lambda ranks, precision: (1e9, False))
     lines: list[str] = []
-    assert Meter(model, "bf16", Two(0, 2, 0, "cpu"), lines.append).peak == 6e9
+    assert MfuMeter(model, "bf16", Two(0, 2, 0, "cpu"), lines.append).peak == 6e9
     assert lines == [], "a data sheet is nothing to announce"
     monkeypatch.setattr(Two, "other", None)
-    assert Meter(model, "bf16", Two(0, 2, 0, "cpu"), lines.append).peak is None
+    assert MfuMeter(model, "bf16", Two(0, 2, 0, "cpu"), lines.append).peak is None
 
 
 def test_a_model_whose_cost_is_not_known_measures_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mfu, "peak_of", lambda ranks, precision: pytest.fail("asked"))
-    meter = Meter(TinyModel(), "fp32", CPU, pytest.fail)
+    meter = MfuMeter(TinyModel(), "fp32", CPU, pytest.fail)
     assert (meter.peak, meter.flops(100, 1000)) == (None, None)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,13 +13,12 @@ import torch
 from torch import nn
 
 from embed_cli import prove_command
-from embed_cli.main import main
 from embed_cli.run_command import RunRequest, resolve
 from embed_core.config.resolve import plain
 from embed_core.distributed.process_group import leave
 from embed_core.errors import EmbedError
 from embed_core.inspection.prove.methods import without_dropout
-from embed_core.inspection.prove.variants import TOLERANCE, Finding, MeasureRequest, Variant, plan
+from embed_core.inspection.prove.variants import TOLERANCE, Finding, MeasureRequest, Variant, variants_of
 from embed_core.inspection.prove.worker import Measurement, checksum_of, run
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Embeddings, LossOutput
@@ -38,25 +37,15 @@ Embed = Callable[..., tuple[int, str, str]]
 
 
 @pytest.fixture
-def embed(monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path) -> Iterator[Embed]:
+def embed(forked_ranks: None, command: Embed) -> Embed:
     """``embed("--ranks", "2")`` proves the small hello run → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
     settings = [part for setting in SMALL for part in ("--set", setting)]
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", "prove", "--plugin", "hello", *settings, *arguments])
-        with pytest.raises(SystemExit) as ended:
-            main()
-        out, err = capfd.readouterr()
-        return int(ended.value.code or 0), out, err
-
-    yield call
-    leave()
+    return lambda *arguments: command("prove", "--plugin", "hello", *settings, *arguments)
 
 
 def results(out: str) -> dict[str, str]:
     """Variant → the last word of its line."""
-    names = [v.name for ranks in (1, 2) for start in plan(ranks) for v in start]
+    names = [v.name for ranks in (1, 2) for start in variants_of(ranks) for v in start]
     lines = [line for line in out.splitlines() if not line.startswith("FAIL")]
     return {n: line.split()[-1] for n in names for line in lines if line.startswith(n + "  ")}
 
@@ -206,7 +195,7 @@ def test_other_weights_are_told(tmp_path: Path) -> None:
 def measure_here(directory: Path) -> None:
     """The reference and one variant of it, in this process."""
     config, _, _ = resolve(RunRequest(("hello",), overrides=SMALL), 1)
-    run(MeasureRequest(plain(config), tuple(plan(1)[0][:2]), 1, str(directory)))
+    run(MeasureRequest(plain(config), tuple(variants_of(1)[0][:2]), 1, str(directory)))
 
 
 def test_weights_that_depend_on_more_than_the_seed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
-from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
+from embed_core.datasets.dedup import SharedIds, blocks_of, shared_ids
 from embed_core.errors import ConfigError
 from embed_core.protocols import Sampler
 from embed_core.samplers.config import BySourceConfig, NoDuplicatesConfig, ShuffledConfig

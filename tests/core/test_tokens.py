@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import sqlite3
-import subprocess
 import sys
 import threading
 import time
@@ -17,6 +16,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+import processes
 from embed_core.config.component import CheckpointConfig
 from embed_core.errors import ConfigError
 from embed_core.testing.tiny import TinyModel
@@ -209,7 +209,7 @@ assert not said, said
 def test_processes_write_at_once(file):
     """Two ranks and another run, whose texts overlap."""
     command = [sys.executable, "-c", WRITER, str(file)]
-    writers = [subprocess.Popen([*command, str(first)]) for first in (0, 1500, 1000)]
+    writers = [processes.Popen([*command, str(first)]) for first in (0, 1500, 1000)]
     assert [writer.wait() for writer in writers] == [0, 0, 0]
     found = opened(file).get([key(str(n)) for n in range(4500)])
     assert {k: v.tolist() for k, v in found.items()} == {key(str(n)): [n, 70_000] for n in range(4500)}
@@ -219,7 +219,7 @@ def test_a_killed_writer_leaves_what_it_had_committed(file):
     """A torn transaction is no transaction."""
     script = WRITER.replace("assert not said, said", "store._database.execute('BEGIN IMMEDIATE')\n"
         "store._database.execute('DELETE FROM tokens')\nimport os\nos.kill(os.getpid(), 9)")  # fmt: skip
-    assert subprocess.run([sys.executable, "-c", script, str(file), "0"], check=False).returncode == -9
+    assert processes.run([sys.executable, "-c", script, str(file), "0"]).returncode == -9
     assert len(opened(file).get([key(str(n)) for n in range(3000)])) == 3000
 
 

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from embed_cli.main import add_plugin_commands, app
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import CheckpointError, ConfigError, DataError
 from embed_data.align.curriculum import curriculum

@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
 from embed_core.errors import CheckpointError, ConfigError, DataError
 from embed_data.align.output.report import Tally, lines
 from embed_data.align.output.rows import drawn, eligible, swift_rows, training_row
@@ -25,8 +25,8 @@ from embed_data.align.source.chunking import chunk, paragraphs, sentences, windo
 from embed_data.align.source.corpus import Asked, Chunk, ChunkedCorpus, build_corpus
 from embed_data.align.source.source import read_questions
 from embed_data.align.source.store import Stage
+from embed_data.formats.swift import swift_row
 from embed_data.mining.request import ModelChoice
-from embed_data.readers.swift import swift_row
 
 LM = LanguageModelChoice("lm")
 

@@ -6,7 +6,7 @@ import textwrap
 
 import pytest
 
-from embed_data.docstrings import PASSAGE_CHARACTERS, QUERY_CHARACTERS, SIGNATURE_CHARACTERS, pairs
+from embed_data.pydocs.docstrings import PASSAGE_CHARACTERS, QUERY_CHARACTERS, SIGNATURE_CHARACTERS, pairs
 
 REST = "It goes on for long enough to be a passage of its own."
 

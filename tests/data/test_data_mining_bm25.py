@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 
 from embed_core.errors import ConfigError
 from embed_data.mining.corpus.collection import Collection
-from embed_data.mining.corpus.rows import JsonlRows
+from embed_data.mining.corpus.rows import rows_in_place
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.rank import bm25
 from embed_data.mining.rank.bm25 import Bm25, build_index
@@ -54,7 +54,7 @@ def collection(folder: Path, documents: list[str], queries: list[str]) -> tuple[
     (folder / "corpus.jsonl").write_text("".join(json.dumps({"text": text}) + "\n" for text in documents))
     rows = [{"query": query, "pos": [f"positive zebra {query}"]} for query in queries]
     (folder / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
-    read = JsonlRows([folder / "rows.jsonl"])
+    read = rows_in_place(folder / "rows.jsonl")
     return read, Collection(read, folder / "corpus.jsonl")
 
 
@@ -118,7 +118,7 @@ def test_an_index_that_is_there_is_kept(tmp_path: Path) -> None:
 
 def test_nothing_to_index(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"query": "?", "pos": ["!!!"]}))
-    found = Collection(JsonlRows([tmp_path / "rows.jsonl"]), None)
+    found = Collection(rows_in_place(tmp_path / "rows.jsonl"), None)
     with pytest.raises(ConfigError, match="no document holds a letter or a number"):
         build_index(found, tmp_path, Progress(shown=False))
 

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from embed_data.mining.corpus.collection import Collection, Document
-from embed_data.mining.corpus.rows import JsonlRows
+from embed_data.mining.corpus.rows import rows_in_place
 from embed_data.mining.rank.judge import Ranked
 from embed_data.mining.select.choose import ceiling, choose, window
 from embed_data.mining.select.screen import Screen, holds_answer, overlaps, plain
@@ -105,7 +105,7 @@ def screened(tmp_path: Path) -> Any:
         {"query": "Who built the wall?", "pos": ["by id"], "answers": ["masons"], "doc_id": ["p1"]},
     ]
     (tmp_path / "rows.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
-    read = JsonlRows([tmp_path / "rows.jsonl"])
+    read = rows_in_place(tmp_path / "rows.jsonl")
     found = Collection(read, tmp_path / "corpus.jsonl")
     return SimpleNamespace(rows=read, collection=found, screen=Screen(found, 0.5))
 

@@ -16,9 +16,10 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
+import processes
 from embed_cli.main import add_plugin_commands, app
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
+from embed_core.datasets.sampling import DrawOptions, draw_example
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
 from embed_data.mining import session
@@ -157,7 +158,8 @@ def test_killed_and_repeated_is_as_if_nothing_had_been(beir: Path, tmp_path: Pat
 import os, signal
 from pathlib import Path
 from embed_core.distributed.process_group import Ranks
-from embed_data.mining import session, work
+from embed_data.mining import session
+from embed_data.mining.output import work
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest
 session.BLOCK = 7
@@ -173,7 +175,7 @@ data, output = Path({str(beir)!r}), Path({str(tmp_path / "out.jsonl")!r})
 request = MiningRequest(data=data, output=output, draw="sample", negatives=2)
 session.run(request, Ranks(0, 1, 0, "cpu"), print, Progress(shown=False))
 """
-    assert subprocess.run([sys.executable, "-c", program], check=False).returncode == -signal.SIGKILL
+    assert processes.run([sys.executable, "-c", program]).returncode == -signal.SIGKILL
     assert not (tmp_path / "out.jsonl").exists()
     told: list[str] = []
     counted: list[int] = []
@@ -428,7 +430,7 @@ def test_bm25_needs_no_torch(beir: Path, tmp_path: Path) -> None:
 
 def test_errors_are_one_line_and_exit_code_2(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "embed_cli", "mine", str(tmp_path / "x.jsonl"), "-o", str(tmp_path / "o.jsonl")]
-    answer = subprocess.run(command, capture_output=True, text=True, check=False)
+    answer = processes.run(command, capture_output=True)
     assert answer.returncode == 2
     assert answer.stderr.startswith("error: ")
     assert answer.stderr.count("\n") == 1

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import shutil
-import subprocess
 import sys
 from pathlib import Path
 from types import SimpleNamespace
@@ -15,6 +14,7 @@ import numpy as np
 import pytest
 import torch
 
+import processes
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import concat, slice_rows
 from embed_core.errors import CheckpointError, ConfigError
@@ -22,7 +22,7 @@ from embed_core.types import Embeddings
 from embed_data.mining import session
 from embed_data.mining.corpus import shards
 from embed_data.mining.corpus.collection import Collection
-from embed_data.mining.corpus.rows import JsonlRows
+from embed_data.mining.corpus.rows import rows_in_place
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.rank import dense
 from embed_data.mining.rank.dense import Dense, Faiss, build_faiss
@@ -82,7 +82,7 @@ def data(tmp_path: Path) -> SimpleNamespace:
         for n in range(30)
     ]
     write(tmp_path / "rows.jsonl", rows)
-    read_rows = JsonlRows([tmp_path / "rows.jsonl"])
+    read_rows = rows_in_place(tmp_path / "rows.jsonl")
     collection = Collection(read_rows, tmp_path / "corpus.jsonl")
     return SimpleNamespace(rows=read_rows, collection=collection, folder=tmp_path, path=tmp_path / "rows.jsonl")
 
@@ -377,14 +377,16 @@ def test_two_ranks_write_the_same(data: SimpleNamespace, model: Path, monkeypatc
     (data.folder / "sitecustomize.py").write_text(
         "import sys\n"
         "if '-m' in sys.orig_argv and 'embed_cli' in sys.orig_argv and 'two.jsonl' in ' '.join(sys.orig_argv):\n"
-        "    from embed_data.mining import dense, session, shards\n"
+        "    from embed_data.mining import session\n"
+        "    from embed_data.mining.corpus import shards\n"
+        "    from embed_data.mining.rank import dense\n"
         "    session.BLOCK, shards.SHARD, dense.SHARD = 16, 32, 32\n"
     )
     environment = {**os.environ, "DS_ACCELERATOR": "cpu", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(data.folder)}
     command = [sys.executable, "-m", "embed_cli", "mine", str(data.path), "-o", str(data.folder / "two.jsonl")]
     command += ["--corpus", str(data.folder / "corpus.jsonl"), "--by", "dense", "--model", str(model)]
     command += ["--plugin", "bge", "--nproc", "2", *(p for pair in choice(model).overrides for p in ("--set", pair))]
-    answer = subprocess.run(command, env=environment, capture_output=True, text=True, check=False)
+    answer = processes.run(command, env=environment, capture_output=True)
     assert answer.returncode == 0, answer.stderr
     assert answer.stdout.count("negatives for 30 rows") == 1
     for module, name, value in ((session, "BLOCK", 16), (shards, "SHARD", 32), (dense, "SHARD", 32)):

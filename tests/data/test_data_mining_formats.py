@@ -15,15 +15,14 @@ import pytest
 from typer.testing import CliRunner
 
 from embed_cli.main import add_plugin_commands, app
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.row import parse_row
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
+from embed_data.formats.options import FileFields, file_fields
 from embed_data.mining import session
 from embed_data.mining.corpus.rows import open_rows, rows_in_place
 from embed_data.mining.output.progress import Progress
 from embed_data.mining.request import MiningRequest
-from embed_data.readers.config import FileFields
-from embed_data.readers.options import file_fields
 
 ALONE = Ranks(0, 1, 0, "cpu")
 SEEN = [

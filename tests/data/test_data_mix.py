@@ -15,11 +15,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from embed_core.batch.collate import share
+from embed_core.batch.collate import share_of_rank
 from embed_core.config import document
+from embed_core.config import resolve as load
 from embed_core.config.context import BuildContext
-from embed_core.config.resolve import Request
-from embed_core.config.resolve import resolve as resolve_run
 from embed_core.errors import ConfigError, DataError
 from embed_core.plugin.manager import activate
 from embed_core.samplers.by_source import BySourceSampler
@@ -184,7 +183,7 @@ def test_batches_are_the_same_on_any_number_of_ranks(sampler: Any, tmp_path: Pat
     for draw_number in range(make(first, 3).draws_per_epoch):
         whole = make(first, 3).batch(draw_number)
         for world_size in (1, 2, 3, 8):
-            ranks = [share(make(second, 3).batch(draw_number), rank, world_size) for rank in range(world_size)]
+            ranks = [share_of_rank(make(second, 3).batch(draw_number), rank, world_size) for rank in range(world_size)]
             assert [row for rows in ranks for row in rows] == list(whole)
 
 
@@ -373,7 +372,7 @@ def test_faults_of_a_dataset_yaml_are_told_with_its_lines(text: str, message: st
     registry = activate(["data"])[1]
     run = document.parse(f"dataset_config: {path}", "train.yaml")
     with pytest.raises(ConfigError) as caught:
-        resolve_run(registry, Request(registry.recipe("data"), run))
+        load.resolve(registry, load.Request(registry.recipe("data"), run))
     assert message in str(caught.value)
     assert str(path) in str(caught.value)
 

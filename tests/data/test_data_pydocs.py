@@ -15,8 +15,8 @@ from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
 from embed_core.errors import ConfigError, DataError
 from embed_data.config import AutoConfig, PydocsConfig
-from embed_data.corpus import family
-from embed_data.packages import find_packages
+from embed_data.pydocs.corpus import family
+from embed_data.pydocs.packages import find_packages
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -238,7 +238,8 @@ def test_families_are_three_names_deep():
 def test_nothing_is_imported():
     """In a fresh interpreter: finding and reading numpy's and torch's source imports neither."""
     code = (
-        "import sys; from embed_data.packages import find_packages; import embed_data.config, embed_data.plugin\n"
+        "import sys; from embed_data.pydocs.packages import find_packages\n"
+        "import embed_data.config, embed_data.plugin\n"
         "found = find_packages(('stdlib', 'numpy', 'torch', 'transformers'))\n"
         "print(*[p.name for p in found], *{'torch', 'numpy', 'transformers'} & set(sys.modules), sep='\\n')"
     )
@@ -284,10 +285,10 @@ def test_auto_is_the_corpus_or_a_file(tmp_path, context, package, monkeypatch):
     assert by_default is not None
     assert len(by_default.queries) == 2  # a tenth
     assert AutoConfig(path=str(path), held_out_rows=0).build(context).held_out() is None
-    assert context.said[0].startswith("data: train.jsonl, FlagEmbedding JSONL: ")
+    assert context.said[0].startswith("data: train.jsonl, JSONL, FlagEmbedding rows: ")
 
-    monkeypatch.setattr("embed_data.packages.STDLIB", "no stdlib")  # leaves the real packages out of this test
-    monkeypatch.setattr("embed_data.packages._installed", lambda name, real=find_packages: None)
+    monkeypatch.setattr("embed_data.pydocs.packages.STDLIB", "no stdlib")  # leaves the real packages out of this test
+    monkeypatch.setattr("embed_data.pydocs.packages._installed", lambda name, real=find_packages: None)
     with pytest.raises(DataError, match=r"^pydocs: none of stdlib, torch, numpy, transformers is installed"):
         AutoConfig().build(context)
 

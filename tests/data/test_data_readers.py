@@ -18,13 +18,14 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from embed_core.datasets.held_out import row_identities
-from embed_core.datasets.rows import parse_row
+from embed_core.datasets.dedup import Seen
+from embed_core.datasets.row import parse_row
+from embed_core.datasets.split import row_identities
 from embed_core.plugin.manager import activate
 from embed_core.testing import build
 from embed_core.testing.fixtures import embed_context, embed_registry
-from embed_data.readers import json_records
-from embed_data.readers.seen import Seen
+from embed_data.formats import json as json_records
+from embed_data.formats import table as table_records
 
 __all__ = ["embed_context", "embed_registry"]
 torch.set_num_threads(1)
@@ -322,7 +323,7 @@ def test_a_folder_is_a_source_per_file(tmp_path: Path, opened: Callable[..., Any
     jsonl(tmp_path / "b.jsonl", ROWS[:1])
     dataset = opened(tmp_path)
     assert [dataset.source(n) for n in range(len(dataset))] == ["a", "a", "b.jsonl", "b.parquet", "b.parquet"]
-    assert [len(list(block[0])) for block in dataset.identity_blocks()] == [5]
+    assert sum(len(counts) for counts, _ in dataset.identity_blocks()) == 5
 
 
 @pytest.mark.skipif(not DATA.exists(), reason=f"no data in {DATA}")
@@ -358,12 +359,12 @@ def test_identities_are_those_of_the_rows(tmp_path: Path, opened: Callable[..., 
 def test_a_table_is_made_once_and_anew_when_the_file_changes(
     tmp_path: Path, opened: Callable[..., Any], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    path = jsonl(tmp_path / "rows.jsonl", ROWS)
+    path = write(tmp_path / "rows.parquet", ROWS)
     first = opened(path).fingerprint()
     with monkeypatch.context() as patch:
-        patch.setattr(json_records, "json_lines", lambda path: pytest.fail("read again"))
+        patch.setattr(table_records, "parquet_rows", lambda path: pytest.fail("read again"))
         assert opened(path).fingerprint() == first
-    jsonl(path, ROWS[:3])
+    write(path, ROWS[:3])
     os.utime(path, ns=(1, 1))
     assert opened(path).fingerprint() != first
     for damaged in (tmp_path / "cache" / "tables").glob("*/rows.arrow"):
@@ -373,14 +374,14 @@ def test_a_table_is_made_once_and_anew_when_the_file_changes(
 
 def test_tables_that_nobody_used_for_a_month_are_removed(tmp_path: Path, opened: Callable[..., Any]) -> None:
     tables = tmp_path / "cache" / "tables"
-    opened(jsonl(tmp_path / "old.jsonl", ROWS))
-    opened(jsonl(tmp_path / "used.jsonl", ROWS))
+    opened(write(tmp_path / "old.parquet", ROWS))
+    opened(write(tmp_path / "used.parquet", ROWS))
     (tables / ".killed").mkdir()
     long_ago = time.time() - 31 * 24 * 3600
     for path in (*tables.glob("*/manifest.json"), tables / ".killed"):
         os.utime(path, (long_ago, long_ago))
-    opened(tmp_path / "used.jsonl")
-    opened(jsonl(tmp_path / "new.jsonl", ROWS))
+    opened(tmp_path / "used.parquet")
+    opened(write(tmp_path / "new.parquet", ROWS))
     assert len(list(tables.iterdir())) == 2
 
 

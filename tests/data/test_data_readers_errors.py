@@ -18,17 +18,17 @@ from embed_core.config.registry import Registry
 from embed_core.errors import DataError, EmbedError
 from embed_core.plugin.manager import activate
 from embed_core.testing import build
-from embed_data.readers import stream
-from embed_data.readers.config import FileFields
-from embed_data.readers.convert import Read, read_source
-from embed_data.readers.detect import find
-from embed_data.readers.normal import Normaliser
+from embed_data.formats import decompress
+from embed_data.formats.convert import TableRows, read_source
+from embed_data.formats.detect import find
+from embed_data.formats.normalize import Normaliser
+from embed_data.formats.options import FileFields
 
 HUGE = "0" * 400
 GOOD = '{"query": "q", "pos": ["p"]}'
 
 
-def read(path: Path, cache: Path | None = None, **options: Any) -> list[Read]:
+def read(path: Path, cache: Path | None = None, **options: Any) -> list[TableRows]:
     context = BuildContext(Registry(), cache_dir=cache or path.parent / "cache", announce=lambda _: None)
     how = FileFields.model_validate(options)
     return [read_source(source, how, context) for source in find(str(path), how)]
@@ -233,7 +233,7 @@ def test_a_damaged_archive(codec: str, tmp_path: Path) -> None:
 
 
 def test_a_line_without_end_does_not_fill_the_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(stream, "LONGEST_LINE", 1000)
+    monkeypatch.setattr(decompress, "LONGEST_LINE", 1000)
     path = tmp_path / "a.jsonl"
     path.write_text(f"{GOOD}\n{'x' * 5000}\n{GOOD}\n", encoding="utf-8")
     (found,) = read(path, on_bad_row="skip")
@@ -338,12 +338,12 @@ VALUES = JSON | st.lists(st.text(max_size=4), max_size=3) | MESSAGES | st.lists(
 def test_fuzzed_rows_are_rows_or_a_reason(value: Any) -> None:
     reason = ""
     try:
-        row = Normaliser({}).row(value)
+        row = Normaliser({}).row(value, "rows.jsonl:1")
         assert row.pos
         json.dumps([row.query, *row.pos, *row.neg], ensure_ascii=False).encode("utf-8")
     except DataError as error:
         reason = str(error)
-    assert not reason.startswith("\0")
+    assert not reason or reason.startswith("rows.jsonl:1: ")
 
 
 @settings(max_examples=60, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from embed_core.plugin.manager import activate, discover
 from embed_core.testing import check_plugin
 from embed_data.plugin import EMBED_USES
 from embed_data.recipe import DataRecipe
+from processes import run
 
 TRAIN_YAML = """\
 model_name_or_path: from-scratch
@@ -243,7 +243,7 @@ def test_it_activates_embed_mrl_where_that_is_installed() -> None:
 def embed(*arguments: str) -> str:
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false", "EMBED_CACHE": "cache"}
     command = [sys.executable, "-m", "embed_cli", *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    answer = run(command, capture_output=True, timeout=200, env=environment)
     assert answer.returncode == 0, answer.stderr + answer.stdout
     return answer.stdout
 

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from engine_worker import train
 from torch import Tensor, nn
 
 from embed_core.config.context import BuildContext
@@ -66,17 +68,6 @@ def student() -> ProjectedModel:
         return ProjectedModel(TinyModel(), projection_of(layers))
 
 
-def core_worker() -> Any:
-    """The module ``tests/core/engine_worker.py``."""
-    path = Path(__file__).parents[1] / "core" / "engine_worker.py"
-    spec = importlib.util.spec_from_file_location("engine_worker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def restored(engine_config: EngineConfig, ranks: Ranks, out: Path, setting: str) -> list[float]:
     """The scales of a new engine after loading the state of one in which they were measured."""
     found = []
@@ -98,7 +89,7 @@ def restored(engine_config: EngineConfig, ranks: Ranks, out: Path, setting: str)
 def main(out: Path, settings: list[str]) -> None:
     """Train once per setting ``stage-strategy-budget`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
-    ranks, train = join("cpu"), core_worker().train
+    ranks = join("cpu")
     for setting in settings:
         stage, strategy, budget = setting.split("-")
         engine = EngineConfig.model_validate(

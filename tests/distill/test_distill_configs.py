@@ -3,19 +3,14 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 import yaml
 
-from embed_cli.main import main
-from embed_cli.run_command import COMMAND_LINE
 from embed_core.config.presets import find_config, shipped_configs
-from embed_core.distributed.process_group import leave
 from embed_core.export.layout import write_directory
 from embed_core.models.from_scratch.config import EncoderShape
 from embed_core.models.from_scratch.encoder import xlm_roberta
@@ -59,26 +54,10 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture
-def embed(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Callable[..., tuple[int, str, str]]]:
-    """``embed("run", …)`` in an empty directory, in this process → exit code, stdout, stderr."""
-    monkeypatch.chdir(tmp_path)
+def embed(command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable:
+    """``embed("run", …)`` in an empty directory with a cache of its own → exit code, stdout, stderr."""
     monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "cache"))
-
-    def call(*arguments: str) -> tuple[int, str, str]:
-        monkeypatch.setattr(sys, "argv", ["embed", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        output = capfd.readouterr()
-        return code, output.out, output.err
-
-    yield call
-    os.environ.pop(COMMAND_LINE, None)
-    leave()
+    return command
 
 
 def local(models: Path) -> list[str]:

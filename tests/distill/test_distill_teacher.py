@@ -17,8 +17,8 @@ from pydantic import ValidationError
 from embed_core.config.component import ModelConfig
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
+from embed_core.datasets.wrappers import HasIdentityBlocks
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.samplers.no_duplicates import HasIdentityBlocks
 from embed_core.testing.datasets import RowsDataset, tiny_dataset
 from embed_core.testing.tiny import TinyModel
 from embed_core.types import Example

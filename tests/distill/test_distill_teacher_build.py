@@ -5,12 +5,12 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
+from subprocess import DEVNULL
 from typing import Any
 
 import pytest
@@ -27,6 +27,7 @@ from embed_distill.teacher import precompute as filling
 from embed_distill.teacher.cached import Source, Sources
 from embed_distill.teacher.config import TeacherConfig
 from embed_distill.teacher.precompute import fill, is_complete
+from processes import Popen
 
 Built = Callable[..., Source]
 
@@ -132,7 +133,7 @@ def texts_file(tmp_path: Path) -> Path:
     return path
 
 
-PROGRAM = "import sys; from embed_distill import fill; fill.BLOCK = 256; from embed_cli.main import main; main()"
+PROGRAM = "from embed_distill.teacher import precompute as p; p.BLOCK = 256; from embed_cli.main import main; main()"
 """The command, with a block of which a tiny teacher computes a dozen in some time."""
 
 
@@ -143,7 +144,7 @@ def test_a_killed_process_costs_a_block(
     store = tmp_path / "killed"
     command = [sys.executable, "-c", PROGRAM, "teacher", "build", "--texts", str(texts_file)]
     command += ["--teacher", str(tiny / "teacher"), "--store", str(store)]
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
+    process = Popen(command, stdout=DEVNULL, env={**os.environ, "OMP_NUM_THREADS": "1"})
     deadline = time.monotonic() + 120
     while len(list(store.glob("*/*.vec"))) < 2 and process.poll() is None and time.monotonic() < deadline:
         time.sleep(0.002)

@@ -4,11 +4,9 @@ teacher."""
 from __future__ import annotations
 
 import json
-import os
 import signal
-import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -16,17 +14,15 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_cli.main import main
-from embed_cli.run_command import COMMAND_LINE
-from embed_core.distributed.process_group import leave
 from embed_distill.store.segment import Segment
 from embed_distill.teacher.local import Teacher
+from processes import run
 
 torch.set_num_threads(1)
 STEPS = 20
 KILLED = """
 import functools, os, signal, sys
-from embed_core import metrics_log
+from embed_core.observers import metrics_log
 
 inner = metrics_log.MetricsLog.embed_step_ended
 
@@ -57,26 +53,17 @@ def rows(tmp_path: Path) -> Path:
 
 @pytest.fixture
 def embed(
-    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], tmp_path: Path
-) -> Iterator[Callable[..., str]]:
+    command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> Callable[..., str]:
     """``embed("run", …)`` in this process and the test's own directory and cache → stdout; it has to succeed."""
-    monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "cache"))
 
     def call(*arguments: str) -> str:
-        monkeypatch.setattr(sys, "argv", ["embed", *arguments])
-        code = 0
-        try:
-            main()
-        except SystemExit as stopped:
-            code = int(stopped.code or 0)
-        output = capfd.readouterr()
-        assert code == 0, output.err
-        return output.out
+        code, out, err = command(*arguments)
+        assert code == 0, err
+        return out
 
-    yield call
-    os.environ.pop(COMMAND_LINE, None)
-    leave()
+    return call
 
 
 def arguments(rows: Path, tiny: Path, *more: str) -> list[str]:
@@ -119,6 +106,7 @@ def stored(cache: Path) -> list[Segment]:
     return [Segment(file) for file in sorted(cache.glob("teachers/*/*.vec"))]
 
 
+@pytest.mark.e2e
 def test_phase_1_killed_and_resumed_gives_the_same_store_and_weights(
     embed: Callable[..., str], rows: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -127,7 +115,7 @@ def test_phase_1_killed_and_resumed_gives_the_same_store_and_weights(
     embed(*arguments(rows, tiny), "--output-dir", str(whole))
     monkeypatch.setenv("EMBED_CACHE", str(tmp_path / "other-cache"))
     command = [sys.executable, "-c", KILLED, *arguments(rows, tiny), "--output-dir", str(killed)]
-    stopped = subprocess.run(command, stdout=subprocess.DEVNULL, timeout=300, check=False)
+    stopped = run(command, capture_output=True, timeout=300)
     assert stopped.returncode == -signal.SIGKILL
     assert steps(killed) == 14, "in phase 1, and not where a state was just saved"
     assert not (killed / "phases" / "phase1" / "model").exists()

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,10 @@ from typing import Any
 import numpy as np
 import pytest
 
+from processes import run
+
 DATA = Path(os.environ.get("EMBED_TEST_DATA", Path(__file__).parents[2] / ".." / "shared" / "data")).resolve()
+pytestmark = pytest.mark.e2e
 SMALL = ["model.from_scratch.hidden=32", "model.from_scratch.layers=1", "model.from_scratch.vocab_size=400"]
 FP32 = "engine.precision=fp32"
 """Where runs are compared: in bf16 the chunks of two ranks round otherwise than those of one."""
@@ -24,7 +26,7 @@ def embed(*arguments: str) -> str:
     """Standard output of the command; it must succeed in silence on stderr."""
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TOKENIZERS_PARALLELISM": "false"}
     command = [sys.executable, "-m", "embed_cli", "run", "--plugin", "bge", *arguments]
-    answer = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False, env=environment)
+    answer = run(command, capture_output=True, timeout=200, env=environment)
     assert (answer.returncode, answer.stderr) == (0, ""), answer.stderr + answer.stdout
     return answer.stdout
 

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import json
 import os
-import subprocess
 import sys
 from pathlib import Path
+from subprocess import CompletedProcess
 
 import pytest
 
 from embed_core.plugin.hookspecs import hookspec  # noqa: F401 - the name the plugin below is written against
+from processes import run
 
 PLUGIN = '''
 import json
@@ -18,8 +19,11 @@ import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
-from embed_core import CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, Recipe, SamplerConfig
-from embed_core import hookimpl
+from embed_core.config.component import (
+    CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig,
+)
+from embed_core.config.recipe import Recipe
+from embed_core.plugin.hookspecs import hookimpl
 
 EMBED_REQUIRES = ("hello",)
 LOG = Path(os.environ["EVERY_HOOK_LOG"])
@@ -164,7 +168,7 @@ def every(tmp_path: Path) -> Path:
     return info.parent
 
 
-def embed(every: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+def embed(every: Path, *arguments: str) -> CompletedProcess[str]:
     environment = {
         **os.environ,
         "PYTHONPATH": str(every),
@@ -173,9 +177,7 @@ def embed(every: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
         "DS_ACCELERATOR": "cpu",
         "COLUMNS": "200",
     }
-    return subprocess.run(
-        [sys.executable, "-m", "embed_cli", *arguments], capture_output=True, text=True, check=False, env=environment
-    )
+    return run([sys.executable, "-m", "embed_cli", *arguments], capture_output=True, env=environment)
 
 
 def notes(every: Path) -> list[dict[str, object]]:

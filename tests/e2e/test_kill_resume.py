@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
+from subprocess import DEVNULL
 
 import pytest
 
+from processes import Popen, run
+
+pytestmark = pytest.mark.e2e
 EMBED = [sys.executable, "-m", "embed_cli"]
 STEPS = 60
 
@@ -38,15 +42,13 @@ def losses(out: Path) -> dict[int, float]:
 
 
 def kill_in_the_middle(out: Path, ranks: int) -> None:
-    process = subprocess.Popen([*EMBED, *arguments(out, ranks)], stdout=subprocess.DEVNULL, start_new_session=True)
+    process = Popen([*EMBED, *arguments(out, ranks)], stdout=DEVNULL, start_new_session=True)
     deadline = time.monotonic() + 120
     metrics = out / "metrics.jsonl"
     while not metrics.exists() or len(metrics.read_text().splitlines()) < 25:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.01)
-    import os
-
     os.killpg(process.pid, signal.SIGKILL)
     process.wait()
 
@@ -54,13 +56,13 @@ def kill_in_the_middle(out: Path, ranks: int) -> None:
 @pytest.mark.parametrize("ranks", [1, 2])
 def test_resume_repeats_the_uninterrupted_run_to_the_bit(tmp_path: Path, ranks: int) -> None:
     whole, killed = tmp_path / "whole", tmp_path / "killed"
-    subprocess.run([*EMBED, *arguments(whole, ranks)], check=True, timeout=200, stdout=subprocess.DEVNULL)
+    run([*EMBED, *arguments(whole, ranks)], check=True, timeout=200, stdout=DEVNULL)
     kill_in_the_middle(killed, ranks)
     before = len(losses(killed))
     assert before < STEPS
     assert (killed / "run.json").read_text().count('"running"') == 1
     resume = [*EMBED, *arguments(killed, ranks), "--resume"]
-    answer = subprocess.run(resume, check=True, timeout=200, capture_output=True, text=True)
+    answer = run(resume, check=True, timeout=200, capture_output=True)
     assert "resuming after step" in answer.stdout
     assert losses(killed) == losses(whole)
     exported = [(folder / "model").rglob("*.safetensors") for folder in (whole, killed)]

@@ -71,6 +71,7 @@ def check_environment(python: Path, folder: Path) -> None:
     assert call(python, "-c", reload, cwd=folder).strip() == "128"
 
 
+@pytest.mark.e2e
 def test_wheels_hold_what_they_need(wheels: Path) -> None:
     for member in (*MEMBERS, EXAMPLE):
         name = next((ROOT / member / "src").iterdir()).name
@@ -87,6 +88,7 @@ def test_wheels_hold_what_they_need(wheels: Path) -> None:
         assert any(entry.endswith("/METADATA") for entry in inside)
 
 
+@pytest.mark.e2e
 def test_hello_runs_from_wheels(wheels: Path, tmp_path: Path) -> None:
     """The third-party libraries are lent by this environment, one by one; our own packages only come from wheels."""
     call(sys.executable, "-m", "venv", "--without-pip", tmp_path / "env")

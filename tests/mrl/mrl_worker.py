@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from engine_worker import train
 
 from embed_bge.loss_config import BGEUnifiedConfig
 from embed_core.config.context import BuildContext
@@ -36,22 +38,11 @@ LOSSES: dict[str, Any] = {
 }
 
 
-def core_worker() -> Any:
-    """The module ``tests/core/engine_worker.py``."""
-    path = Path(__file__).parents[1] / "core" / "engine_worker.py"
-    spec = importlib.util.spec_from_file_location("engine_worker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def main(out: Path, settings: list[str]) -> None:
     """Train once per setting ``loss-stage-strategy-budget`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
     prefix.LEAST_SAVED = 0
-    ranks, train = join("cpu"), core_worker().train
+    ranks = join("cpu")
     for setting in settings:
         name, stage, strategy, budget = setting.split("-")
         engine = EngineConfig.model_validate(

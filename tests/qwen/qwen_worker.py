@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from engine_worker import train
 
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
@@ -31,17 +33,6 @@ LOSSES: dict[str, Any] = {
 }
 
 
-def core_worker() -> Any:
-    """The module ``tests/core/engine_worker.py``."""
-    path = Path(__file__).parents[1] / "core" / "engine_worker.py"
-    spec = importlib.util.spec_from_file_location("engine_worker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
-
 def build(parts: str, out: Path) -> tuple[Any, Any]:
     """Model and loss: the tiny model under one of the losses, or a small Qwen3 of ``out/base`` under ms-swift's."""
     if parts != "qwen":
@@ -54,7 +45,7 @@ def build(parts: str, out: Path) -> tuple[Any, Any]:
 def main(out: Path, settings: list[str]) -> None:
     """Train once per setting ``parts-stage-strategy-budget`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
-    ranks, train = join("cpu"), core_worker().train
+    ranks = join("cpu")
     tiled_cross_entropy.TILE_BYTES = 60 if ranks.world_size > 1 else 2**20
     for setting in settings:
         parts, stage, strategy, budget = setting.split("-")

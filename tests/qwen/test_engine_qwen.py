@@ -10,7 +10,8 @@ from typing import Any
 
 import pytest
 
-from embed_cli.launch import launch
+from processes import launch
+from training import assert_same_training
 
 WORKER = str(Path(__file__).parent / "qwen_worker.py")
 PARTS = ("swift", "online", "paper", "qwen")
@@ -43,16 +44,7 @@ def read(folder: Path, name: str) -> Any:
 
 def check(folder: Path, ranks: int, setting: str) -> None:
     found, wanted = read(folder, f"{ranks}-{setting}"), read(folder, f"1-{setting.split('-')[0]}-{REFERENCE}")
-    for one, other in zip(found["steps"], wanted["steps"], strict=True):
-        assert one["loss"] == pytest.approx(other["loss"], abs=TOLERANCE)
-        assert one["metrics"] == pytest.approx(other["metrics"], abs=TOLERANCE)
-        assert one["gradients"].keys() >= other["gradients"].keys()
-        for name, gradient in one["gradients"].items():
-            # What no loss reads has no gradient on one rank, and zeros where ranks add theirs up.
-            wanted_gradient = other["gradients"].get(name, [0.0] * len(gradient))
-            assert gradient == pytest.approx(wanted_gradient, abs=TOLERANCE), name
-    for name, weights in found["weights"].items():
-        assert weights == pytest.approx(wanted["weights"][name], abs=10 * TOLERANCE), name
+    assert_same_training(found, wanted, TOLERANCE)
 
 
 @pytest.fixture(scope="module")

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from embed_core.config.context import BuildContext
-from embed_core.datasets.rows import Row
+from embed_core.datasets.row import Row
 from embed_core.errors import ConfigError, DataError
 from embed_core.plugin.manager import activate
 from embed_core.testing import RowsDataset, tiny_dataset

@@ -18,6 +18,7 @@ from embed_core.errors import PluginError
 from embed_qwen import swift
 from embed_qwen.losses_config import SwiftInfoNCEConfig
 from embed_qwen.model_config import Qwen3EmbeddingConfig
+from processes import run
 
 HIDE = """
 import sys
@@ -43,7 +44,7 @@ def embed(folder: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
     (folder / "sitecustomize.py").write_text(HIDE)
     command = [sys.executable, "-m", "embed_cli", *arguments]
     environment = os.environ | {"PYTHONPATH": str(folder), "HF_HUB_OFFLINE": "1"}
-    return subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, check=False)
+    return run(command, env=environment, capture_output=True, timeout=300)
 
 
 def test_absent(tmp_path: Path) -> None:

@@ -14,7 +14,7 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.acceleration.varlen_check import _packing, can_pack
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
@@ -116,7 +116,7 @@ def test_recomputed_layers_have_the_same_gradient(make_model: Make, texts: list[
         return {name: parameter.grad for name, parameter in model.named_parameters()}
 
     plain, again = make_model(), make_model()
-    enable_checkpointing(again)
+    enable_activation_checkpointing(again)
     assert again.encoder.is_gradient_checkpointing
     wanted, found = gradients(plain), gradients(again)
     assert wanted.keys() == found.keys()

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import subprocess
 import sys
 import time
 from pathlib import Path
@@ -18,11 +17,15 @@ from safetensors.torch import load_file
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
 from embed_data.config import FileConfig
+from processes import Popen, run
 
 XQUAD = Path(os.environ.get("EMBED_TEST_DATA") or Path(__file__).resolve().parents[3] / "shared" / "data") / "xquad"
 ROWS = 240
 STAGES = ("stage-1-in-batch", "stage-2-mined", "stage-3-mined")
-pytestmark = pytest.mark.skipif(not XQUAD.is_dir(), reason=f"no real data at {XQUAD}: set EMBED_TEST_DATA")
+pytestmark = [
+    pytest.mark.e2e,
+    pytest.mark.skipif(not XQUAD.is_dir(), reason=f"no real data at {XQUAD}: set EMBED_TEST_DATA"),
+]
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +63,7 @@ def command(config: Path, out: Path, *more: str) -> list[str]:
 
 
 def finished(config: Path, out: Path, *more: str) -> str:
-    return subprocess.run(command(config, out, *more), check=True, timeout=400, capture_output=True, text=True).stdout
+    return run(command(config, out, *more), check=True, timeout=400, capture_output=True).stdout
 
 
 def records(out: Path) -> list[dict[str, Any]]:
@@ -74,7 +77,7 @@ def losses(out: Path) -> dict[int, float]:
 
 def kill_after(step: int, config: Path, out: Path) -> None:
     with (out.parent / "killed.log").open("w") as log:
-        process = subprocess.Popen(command(config, out), stdout=log, stderr=log, start_new_session=True)
+        process = Popen(command(config, out), stdout=log, stderr=log, start_new_session=True)
         deadline = time.monotonic() + 400
         while step not in losses(out):
             assert process.poll() is None, "the run ended before it could be killed"

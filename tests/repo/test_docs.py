@@ -37,19 +37,6 @@ def test_code_of_the_guide_is_the_example_s() -> None:
         assert any(block.rstrip("\n") in source for source in sources), f"not in examples/embed-hello:\n{block}"
 
 
-def test_recipe_page_lists_every_key_with_its_default() -> None:
-    from embed_bge.recipe import BGERecipe
-
-    page = (ROOT / "docs/recipes/bge.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page, flags=re.MULTILINE))
-    fields = {name: field.get_default(call_default_factory=True) for name, field in BGERecipe.model_fields.items()}
-    empty = {(): "[]"}
-    expected = {
-        name: empty.get(value, str(value)) if isinstance(value, tuple) else str(value) for name, value in fields.items()
-    }
-    assert rows == expected
-
-
 def test_keys_of_documented_overrides_exist() -> None:
     """Every ``--set a.b=c`` of the pages, for the plugin of its command, resolves as a run."""
     from embed_core.config import document
@@ -75,8 +62,9 @@ def test_keys_of_documented_overrides_exist() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda page: str(page.relative_to(ROOT)))
 def test_links_lead_somewhere(page: Path) -> None:
+    """Pages of ``docs/reference`` are generated: the site's build checks links to them."""
     for target in re.findall(r"\]\(([^)#]+)", page.read_text(encoding="utf-8")):
-        if not target.startswith("http"):
+        if not target.startswith("http") and "reference/" not in target:
             assert (page.parent / target).exists(), f"{page.name} links to {target}"
 
 

@@ -58,7 +58,8 @@ def test_constraints_pin_every_dependency() -> None:
     assert (major, minor) < (5, 20), "ms-swift does not support newer transformers"
     names = {re.sub("[-_.]+", "-", name).lower() for name in pins}
     wanted = [word for path in PYPROJECTS for word in project(path)["dependencies"]]
-    wanted += [line for line in (ROOT / "requirements-dev.txt").read_text().splitlines() if not line.startswith("#")]
+    for name in ("requirements-dev.txt", "requirements-docs.txt"):
+        wanted += [line for line in (ROOT / name).read_text().splitlines() if not line.startswith("#")]
     for requirement in wanted:
         name = re.sub("[-_.]+", "-", re.split(r"[=<>;\[ ]", requirement)[0]).lower()
         assert name.startswith("embed-") or name in names, f"{requirement} is not pinned in constraints.txt"

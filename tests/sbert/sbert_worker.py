@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import sys
 from pathlib import Path
 from typing import Any
 
 import torch
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "core"))
+from engine_worker import train
 
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
@@ -19,17 +21,6 @@ from embed_core.types import Batch, LossOutput, Targets
 from embed_sbert.config import SentenceTransformersModelConfig
 from embed_sbert.loss import build_loss
 from embed_sbert.loss_config import MultipleNegativesRankingConfig, SentenceTransformersLossConfig
-
-
-def core_worker() -> Any:
-    """The module ``tests/core/engine_worker.py``."""
-    path = Path(__file__).parents[1] / "core" / "engine_worker.py"
-    spec = importlib.util.spec_from_file_location("engine_worker", path)
-    assert spec is not None
-    assert spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
 
 
 class OnPairs(torch.nn.Module):
@@ -50,7 +41,7 @@ class OnPairs(torch.nn.Module):
 def main(out: Path, settings: list[str]) -> None:
     """Train once per setting ``chain-stage-strategy-budget`` and write ``out/{ranks}-{setting}.json`` each."""
     torch.set_num_threads(1)
-    ranks, train = join("cpu"), core_worker().train
+    ranks = join("cpu")
     for setting in settings:
         chain, stage, strategy, budget = setting.split("-")
         engine = EngineConfig.model_validate(

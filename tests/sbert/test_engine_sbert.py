@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from embed_cli.launch import launch
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "sbert_worker.py")
 CHAINS = ("nodrop", "dense", "router", "asymmetric")

@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 
-from embed_cli.launch import launch
 from embed_vision.datasets.items import Picture
+from processes import launch
 
 WORKER = str(Path(__file__).with_name("vision_worker.py"))
 ONE_RANK = [

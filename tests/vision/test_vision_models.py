@@ -394,7 +394,7 @@ def test_lora_changes_nothing_at_first_and_merges(model: Any, items: list[Any], 
 
 
 def test_gradient_checkpointing_gives_the_same_gradients(model: Any, items: list[Any]) -> None:
-    from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+    from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 
     def gradients() -> list[torch.Tensor]:
         model.zero_grad()
@@ -403,7 +403,7 @@ def test_gradient_checkpointing_gives_the_same_gradients(model: Any, items: list
         return [value.grad.clone() for value in model.parameters() if value.grad is not None]
 
     before = gradients()
-    enable_checkpointing(model)
+    enable_activation_checkpointing(model)
     for one, other in zip(gradients(), before, strict=True):
         torch.testing.assert_close(one, other, atol=1e-6, rtol=1e-5)
 

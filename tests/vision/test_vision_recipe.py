@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -291,11 +290,3 @@ def test_tokens_of_a_picture_are_read_from_the_model(tmp_path: Path) -> None:
 )
 def test_tokens_of_a_picture_are_read_from_a_name(name: str, tokens: int) -> None:
     assert tokens_per_picture(name, {}) == tokens
-
-
-def test_the_recipe_s_page_lists_every_key_with_its_default(registry: Any) -> None:
-    page = (Path(__file__).parents[2] / "docs/recipes/vision.md").read_text(encoding="utf-8")
-    rows = dict(re.findall(r"^\| `(\w+)` \| `([^`]*)` \|", page.split("## Keys")[1], flags=re.MULTILINE))
-    fields = registry.recipe("vision").model_fields
-    defaults = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
-    assert rows == {name: "[]" if value == () else str(value) for name, value in defaults.items()}

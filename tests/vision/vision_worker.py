@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from embed_core.batch.collate import make_host_batch, share
+from embed_core.batch.collate import make_host_batch, share_of_rank
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, OptimizerConfig, TrainConfig
@@ -21,8 +21,7 @@ from embed_core.models.lora.config import LoraModelConfig
 from embed_core.train.step import Step
 from embed_core.types import Batch, Example, LossOutput, Targets
 from embed_core.zero.engine import Trainable, initialize
-from embed_core.zero.state import full_state
-from embed_core.zero.state import gradient as full_gradient
+from embed_core.zero.state import full_gradient, full_state
 from embed_vision.datasets.items import Mixed, Picture
 from embed_vision.losses.config import ClipLossConfig, SiglipLossConfig
 from embed_vision.models.config import ClipConfig, VisionConfig
@@ -114,7 +113,7 @@ def train(model: Any, loss: Any, rows: list[Example], engine_config: EngineConfi
     step = Step(engine, model, module.loss, engine_config, ranks)
     log = []
     for number in range(2):
-        own = share(range(len(rows)), ranks.rank, ranks.world_size)
+        own = share_of_rank(range(len(rows)), ranks.rank, ranks.world_size)
         output = step.forward_backward(make_host_batch(model, [rows[index] for index in own]), number)
         full = {name: full_gradient(engine, parameter) for name, parameter in module.named_parameters()}
         gradients = {name: value.flatten().tolist() for name, value in full.items() if value is not None}

@@ -71,10 +71,10 @@ def prove(config: dict[str, Any], ranks: int, batches: int, worker: Sequence[str
 
     Raises SystemExit with a worker's exit code where one fails; it has said why.
     """
-    from embed_core.inspection.prove.variants import plan
+    from embed_core.inspection.prove.variants import variants_of
 
     with tempfile.TemporaryDirectory(prefix="embed-prove-") as directory:
-        return [f for start in plan(ranks) for f in _start(start, config, batches, Path(directory), worker)]
+        return [f for start in variants_of(ranks) for f in _start(start, config, batches, Path(directory), worker)]
 
 
 def _start(

@@ -12,7 +12,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from embed_cli.launch import launch
+from processes import launch
 
 WORKER = str(Path(__file__).parent / "lora_worker.py")
 PLAIN = "0-fp32-100000-direct"

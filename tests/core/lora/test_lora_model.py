@@ -12,7 +12,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.config.component import ModelConfig
 from embed_core.config.context import BuildContext
 from embed_core.config.registry import Registry
@@ -253,6 +253,6 @@ def test_a_model_that_cannot_be_copied_is_refused(adapt: Adapt) -> None:
 
 def test_gradient_checkpointing_reaches_through(adapt: Adapt) -> None:
     model = adapt()
-    enable_checkpointing(model)
+    enable_activation_checkpointing(model)
     assert model.encoder.is_gradient_checkpointing
     assert isinstance(model.encoder, nn.Module)

@@ -9,12 +9,12 @@ from torch import Tensor, nn
 
 from embed_core.losses import contrastive
 from embed_core.losses.score_distillation import (
-    Grid,
-    Teacher,
-    grid,
+    GroupTable,
+    TeacherTargets,
     group_cross_entropy,
+    group_table,
     sequential_cross_entropy,
-    teacher,
+    teacher_targets,
 )
 from embed_core.scoring import combine, kind_scores
 from embed_core.types import LossOutput
@@ -37,8 +37,8 @@ class _View(NamedTuple):
     """Columns that are not in a row's softmax."""
     own_BP: Tensor
     """Columns of the row's own group."""
-    table: Grid
-    judged: Teacher | None
+    table: GroupTable
+    judged: TeacherTargets | None
 
 
 class BGEUnifiedLoss(nn.Module):
@@ -53,10 +53,14 @@ class BGEUnifiedLoss(nn.Module):
 
     A row is covered if all its passages have a score. False negatives (``mask``) leave the softmax of every term, but
     in the teacher's parts of covered rows only those of other rows do: in the own group the teacher judges.
+    Rows without in-batch negatives (``Targets.in_batch_B``) have their own group alone in every softmax, and their
+    passages are in no other row's.
     Metrics: each term before its weight; ``self_distill`` before its half (0 before its start); ``teacher``, the share
     of rows covered; ``accuracy`` of the ensemble, else of the first kind trained; ``masked``, the share of candidate
     negatives left out as false.
     """
+
+    in_batch_by_row = True
 
     def __init__(self, config: BGEUnifiedConfig) -> None:
         super().__init__()
@@ -142,10 +146,13 @@ class BGEUnifiedLoss(nn.Module):
             margin = config.mask.margin / config.temperature
             false_BP = false_BP | contrastive.above_positive(logits["dense"], own_B, margin)
         own_BP = contrastive.own_group(targets)
-        table = grid(targets)
-        judged = teacher(targets, table, config.teacher_temperature) if config.knowledge_distillation else None
+        table = group_table(targets)
+        judged = teacher_targets(targets, table, config.teacher_temperature) if config.knowledge_distillation else None
         mask_BP = false_BP if config.in_batch else false_BP | ~own_BP
-        masked = contrastive.share(false_BP, None if config.in_batch else own_BP)
+        apart_BP = contrastive.not_competing(targets, own_BP)
+        if apart_BP is not None:
+            mask_BP = mask_BP | apart_BP
+        masked = contrastive.masked_share(false_BP, None if config.in_batch else own_BP)
         return _View(own_B, mask_BP, own_BP, table, judged), masked
 
     def _term(self, logits_BP: Tensor, view: _View) -> Tensor:

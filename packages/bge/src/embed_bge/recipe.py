@@ -5,12 +5,15 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any, ClassVar, Literal
 
-from pydantic import Field, field_validator
+from pydantic import Field, ValidationInfo, field_validator
 
 from embed_bge.defaults import BY_MODEL
 from embed_core.config.document import lay_over
 from embed_core.config.retrieval_keys import TemperatureKeys, TrainDataKeys, UnitLengthKeys, without
 from embed_core.config.training_keys import TrainingKeys
+
+NO_IN_BATCH = "no_in_batch_neg"
+"""What FlagEmbedding's users put into the names of files and folders whose rows go without in-batch negatives."""
 
 
 class BGERecipe(TrainingKeys, TrainDataKeys, UnitLengthKeys, TemperatureKeys):
@@ -27,7 +30,11 @@ class BGERecipe(TrainingKeys, TrainDataKeys, UnitLengthKeys, TemperatureKeys):
     train_group_size: int = Field(default=8, ge=1)
     """Passages per row, the positive and its hard negatives; rows without negatives have the positive only."""
     same_dataset_within_batch: bool = False
-    """Every batch comes from one file of the training folder. Off, no two rows of a batch share a text."""
+    """Every batch comes from one source (a file). Off, no two rows of a batch share a text."""
+    small_threshold: int = 0
+    """Files of fewer rows are merged within their folder. Never so here: only 0 is accepted."""
+    drop_threshold: int = 0
+    """What was merged and has fewer rows is dropped. Never so here: only 0 is accepted."""
     negatives_cross_device: bool = True
     """Passages of all ranks are each other's negatives. Always so here: False is refused."""
     query_max_len: int | None = Field(default=None, ge=3)
@@ -72,6 +79,16 @@ class BGERecipe(TrainingKeys, TrainDataKeys, UnitLengthKeys, TemperatureKeys):
             raise ValueError(
                 "negatives_cross_device: false is not offered: the loss sees the batch of all ranks, so that it does "
                 "not depend on their number; leave the key out"
+            )
+        return value
+
+    @field_validator("small_threshold", "drop_threshold")
+    @classmethod
+    def _no_threshold(cls, value: int, info: ValidationInfo) -> int:
+        if value:
+            raise ValueError(
+                f"{info.field_name}: {value} is not offered: every source keeps its rows and its batches, whatever its "
+                "size; set 0, or leave the key out"
             )
         return value
 
@@ -120,11 +137,13 @@ class BGERecipe(TrainingKeys, TrainDataKeys, UnitLengthKeys, TemperatureKeys):
         } | {key: getattr(self, key) for key in same}
 
     def _data(self) -> dict[str, Any]:
+        apart = {} if self.on_pydocs else {"no_in_batch_negatives": [NO_IN_BATCH]}
         return {
             "kind": "auto",
             "path": self.train_data,
             "negatives": self.train_group_size - 1,
             "held_out_rows": self.compile_held_out(embedded=self.on_pydocs),
+            **apart,
         }
 
     def _loss(self) -> dict[str, Any]:

@@ -83,9 +83,9 @@ class BaseRetrieverTrainer:
             return rows
         if not (hasattr(rows, "__len__") and hasattr(rows, "__getitem__")):
             raise DataError(f"train_dataset: a sequence of rows is needed, got {type(rows).__name__}: put it in a list")
-        from embed_core.datasets.draw import DrawOptions
-        from embed_core.datasets.in_memory import InMemoryRows
         from embed_core.datasets.retrieval import RetrievalDataset
+        from embed_core.datasets.sampling import DrawOptions
+        from embed_core.datasets.sources.memory import InMemoryRows
 
         data = getattr(config.data, "inner", config.data)  # of what adds a teacher's vectors, the rows' own config
         options = DrawOptions(

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from embed_core.errors import ConfigError
 from embed_core.types import Embeddings, MultiVectors, SparseVectors
 
 if TYPE_CHECKING:
@@ -20,6 +21,7 @@ __all__ = [
     "concat",
     "detach",
     "map_values",
+    "missing_kind",
     "offsets_of",
     "ragged_index",
     "select",
@@ -151,3 +153,13 @@ def _sliced_offsets(offsets_N1: Tensor, start: int, stop: int) -> tuple[Tensor, 
     window_M1 = offsets_N1[start : stop + 1]
     low, high = int(window_M1[0]), int(window_M1[-1])
     return window_M1 - low, low, high
+
+
+def missing_kind(e: Embeddings, kind: str) -> ConfigError:
+    """``kind`` (``dense``, ``sparse``, ``multi``) is asked for but absent from ``e``: the error to raise."""
+    present = {"dense": e.dense_ND, "sparse": e.sparse, "multi": e.multi}
+    given = ", ".join(name for name, value in present.items() if value is not None) or "nothing"
+    return ConfigError(
+        f"{kind!r} scores are asked for, but the model gives only: {given}; "
+        f"use a model with {kind!r} embeddings, or a loss and evaluation without {kind!r}"
+    )

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 from collections.abc import Iterable
+from typing import Any
 
 __all__ = ["CheckpointError", "ConfigError", "DataError", "EmbedError", "PluginError", "did_you_mean"]
 
@@ -37,3 +38,17 @@ def did_you_mean(value: str, alternatives: Iterable[str]) -> str:
     if not known:
         return "none is available"
     return "one of: " + ", ".join(known)
+
+
+def json_type(value: Any) -> str:
+    """How a value is called in JSON, for messages: ``the string 'abc'``, ``a list``, ``null``."""
+    if value is None:
+        return "null"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, (int, float)):
+        digits = str(value)
+        return f"the number {digits if len(digits) <= 40 else digits[:40] + '…'}"
+    if isinstance(value, str):
+        return f"the string {value[:40]!r}" if len(value) <= 40 else f"the string {value[:40] + '…'!r}"
+    return "a list" if isinstance(value, list) else "an object"

@@ -100,6 +100,7 @@ class Loss(Protocol):
     """Maps a global batch's embeddings to a scalar. Never sees the model, never gathers.
 
     Embeddings come in fp32 (or wider) whatever the training precision. A loss may hold parameters; they are trained.
+
     Every rank computes the whole loss, unless it :class:`SharesRows`.
     """
 
@@ -113,6 +114,14 @@ class SharesRows(Protocol):
     """Where it is true, ``Targets.own_rows`` says which rows are this rank's, and the loss returns their part of the
     mean and of each metric (their sum / B). The engine adds the parts up, gradients included. A loss around another one
     shares rows if the inner one does."""
+
+
+class KeepsRowsApart(Protocol):
+    """An option of a Loss: some rows of a batch have no in-batch negatives. A run whose data has such rows stops before
+    it starts under any other loss."""
+
+    in_batch_by_row: bool
+    """Where it is true, the loss honours ``Targets.in_batch_B``."""
 
 
 class TakesOtherDense(Protocol):
@@ -253,3 +262,8 @@ def provides(component: object, protocol: type[Optional]) -> TypeGuard[Optional]
 def shares_rows(loss: object) -> bool:
     """Whether ``loss`` computes only the rows of its own rank (see :class:`SharesRows`)."""
     return provides(loss, SharesRows) and loss.shares_rows
+
+
+def keeps_rows_apart(loss: object) -> bool:
+    """Whether ``loss`` can leave some rows of a batch without in-batch negatives (see :class:`KeepsRowsApart`)."""
+    return provides(loss, KeepsRowsApart) and loss.in_batch_by_row

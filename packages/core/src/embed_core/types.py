@@ -68,6 +68,9 @@ class Example:
     """Name of the dataset the row came from."""
     place: str = ""
     """``file:line``, for messages."""
+    in_batch_negatives: bool = True
+    """Whether the row competes with the passages of other rows. False: only its own hard negatives are its negatives,
+    and its passages are no other row's."""
     query_vector: NDArray[np.float32] | None = None
     """The teacher's vector of the query, [W] (W is the teacher's width); rows of one batch have it all or none."""
     passage_vectors: NDArray[np.float32] | None = None
@@ -161,6 +164,9 @@ class Targets(NamedTuple):
     """Optimizer steps done before this one; survives a resume."""
     teacher: TeacherVectors | None = None
     """The teacher's vectors of the batch's texts, where the dataset has them."""
+    in_batch_B: Tensor | None = None
+    """bool: which rows compete with the passages of other rows; ``None`` where all do. The passages of the others are
+    no row's negatives but their own. Only losses that declare ``in_batch_by_row`` are given any of these."""
     own_rows: tuple[int, int] | None = None
     """(start, stop) of the rows this rank computes; set for a loss that declares ``shares_rows``, else ``None``."""
 

@@ -42,10 +42,10 @@ def inspect(
     """Format, columns, lengths, duplicates, empty and over-long texts, leaks into evaluation data."""
     from dataclasses import asdict
 
+    from embed_data.formats.options import file_fields
     from embed_data.inspection.measure import Measure
     from embed_data.inspection.measure import inspect as look
     from embed_data.inspection.view import lines
-    from embed_data.readers.options import file_fields
 
     how = file_fields(columns or [], format=format_, header=header, split=split, subset=subset)
     measure = Measure(_tokenizer(tokenizer), max_length)
@@ -82,8 +82,8 @@ def _mix_config(path: Path, options: dict[str, Any], context: BuildContext) -> M
     """The mix that a file is or names. Raises ConfigError."""
     from embed_core.config import document
     from embed_core.errors import ConfigError
+    from embed_data.formats.options import validated
     from embed_data.mix.config import MixConfig
-    from embed_data.readers.options import validated
 
     given = document.read(path)
     data: dict[str, Any] = {"config": str(path)}

@@ -4,20 +4,18 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Literal
 
-from pydantic import Field
+from pydantic import Field, field_validator
 
 from embed_core.config.component import DatasetConfig, resolved_path
-from embed_core.datasets.config import RetrievalConfig, RetrievalFields
+from embed_core.datasets.config import RetrievalFields
 from embed_core.errors import ConfigError, DataError
-from embed_data.readers.config import FileFields
+from embed_data.formats.options import FileFields
 
 if TYPE_CHECKING:
     from embed_core.config.context import BuildContext
     from embed_core.protocols import Dataset
 
 PYDOCS = "pydocs"
-OTHER_FORMATS = (".ndjson", ".csv", ".tsv", ".parquet", ".arrow", ".feather", ".gz", ".zst")
-"""Files that kind `file` reads and `retrieval` does not."""
 
 
 class PydocsConfig(DatasetConfig):
@@ -44,9 +42,9 @@ class PydocsConfig(DatasetConfig):
 
     def build(self, context: BuildContext) -> Dataset:
         """Built once per set of package versions and cached. Raises DataError where nothing can be read or cached."""
-        from embed_core.datasets.draw import DrawOptions
-        from embed_data.corpus import Sizes
-        from embed_data.pydocs import pydocs
+        from embed_core.datasets.sampling import DrawOptions
+        from embed_data.pydocs.corpus import Sizes
+        from embed_data.pydocs.dataset import pydocs
 
         documents = self.held_out_documents if self.held_out_queries else 0
         sizes = Sizes(self.max_rows, self.held_out_queries, documents)
@@ -54,15 +52,58 @@ class PydocsConfig(DatasetConfig):
         return pydocs(context, self.packages, sizes, options, self.limit)
 
 
-class AutoConfig(RetrievalFields):
+class RowsConfig(RetrievalFields, FileFields):
+    """Rows of any format, of one source or several: what `auto` and `file` share."""
+
+    path: str | tuple[str, ...]
+    held_out_rows: int | None = Field(default=None, ge=0)
+    no_in_batch_negatives: tuple[str, ...] = ()
+    """Sources whose file or folder has one of these words in its name are trained without in-batch negatives: their
+    rows have their own hard negatives only, and are nobody's negatives. By losses that can do that (`bge-unified`)."""
+
+    def dataset(self, context: BuildContext, name: str | None, *, strict: bool) -> Dataset:
+        """``name`` None names the dataset as its only source. Raises DataError and ConfigError."""
+        from embed_core.datasets.retrieval import RetrievalDataset
+        from embed_core.datasets.sampling import DrawOptions
+        from embed_data.formats.open import open_sources
+
+        with context.first():  # the others find what rank 0 has put into the cache
+            sources = open_sources(
+                self.path, self, context, strict=strict, no_in_batch_negatives=self.no_in_batch_negatives
+            )
+            if name is None:
+                name = sources[0].name if len(sources) == 1 else self.called()
+            return RetrievalDataset(
+                name,
+                sources,
+                DrawOptions(self.negatives, self.query_prompt, self.passage_prompt),
+                context.announce,
+                self.held_out_rows,
+                self.limit,
+                cache=context.cache_dir,
+            )
+
+    def called(self) -> str:
+        """The last parts of the paths."""
+        paths = (self.path,) if isinstance(self.path, str) else self.path
+        names = [resolved_path(path).name for path in paths]
+        return " + ".join(names[:3]) + (f" + … ({len(names)} in all)" if len(names) > 3 else "")
+
+    @field_validator("path")
+    @classmethod
+    def _some_path(cls, path: str | tuple[str, ...]) -> str | tuple[str, ...]:
+        if not path:
+            raise ValueError("path is empty: name a file, a folder or a dataset")
+        return path[0] if len(path) == 1 and not isinstance(path, str) else path
+
+
+class AutoConfig(RowsConfig):
     """The embedded corpus or the user's own data, by one key: what recipes use."""
 
     kind: Literal["auto"] = "auto"
-    path: str = PYDOCS
-    """`pydocs` = the embedded corpus; else as of kind `retrieval`: a .jsonl or .json file, a folder of them, a BEIR
-    folder; or a file of another format, as of kind `file`. (A folder of that name is `./pydocs`.)"""
-    split: str | None = None
-    """Which qrels of a BEIR folder to train on; None = the only one, or `train`."""
+    path: str | tuple[str, ...] = PYDOCS
+    """`pydocs` = the embedded corpus; else as of kind `file`, one path or several. (A folder of that name is
+    `./pydocs`.) A JSON object with `query` and `pos` is a FlagEmbedding row: `pos` and `neg` must be lists there."""
     held_out_rows: int | None = Field(default=None, ge=0)
     """Rows held out for evaluation; None = 400 of the embedded corpus, of other data a tenth, at most 200."""
 
@@ -70,53 +111,45 @@ class AutoConfig(RetrievalFields):
         """As the kind it stands for; raises what that raises."""
         if self.path == PYDOCS:
             return self._pydocs().build(context)
+        if PYDOCS in self.path and not isinstance(self.path, str):
+            raise ConfigError(
+                f"path: {PYDOCS!r} beside files: use kind mix, with the source {{data: {{kind: pydocs}}}}"
+            )
         try:
-            return self._own_data().build(context)
+            return self.dataset(context, self.called(), strict=True)
         except DataError as error:
-            if resolved_path(self.path).exists():
+            if not isinstance(self.path, str) or resolved_path(self.path).exists():
                 raise
             raise DataError(f"{error} (the word {PYDOCS!r} is the embedded corpus)") from None
 
     def _pydocs(self) -> PydocsConfig:
         if self.split is not None:
             raise ConfigError(f"split {self.split!r}: the embedded corpus has no splits: remove `split` or set `path`")
+        plain = FileFields()
+        for name in FileFields.model_fields:
+            if getattr(self, name) != getattr(plain, name):
+                raise ConfigError(f"{name}: the embedded corpus is no file: remove `{name}` or set `path`")
         common = {"query_prompt": self.query_prompt, "passage_prompt": self.passage_prompt, "limit": self.limit}
         held_out = {} if self.held_out_rows is None else {"held_out_queries": self.held_out_rows}
         return PydocsConfig.model_validate({**common, **held_out})
 
-    def _own_data(self) -> RetrievalConfig | FileConfig:
-        kind = FileConfig if self.path.lower().endswith(OTHER_FORMATS) else RetrievalConfig
-        return kind.model_validate(self.model_dump(exclude={"kind"}))
 
-
-class FileConfig(RetrievalFields, FileFields):
+class FileConfig(RowsConfig):
     """Rows of any format: JSONL, JSON, CSV, TSV, Parquet, Arrow (gzip or zstd), BEIR folders, Hugging Face datasets.
 
-    FlagEmbedding and ms-swift rows, pairs and triplets, (text, text, score): by column names or by `columns`. A file
-    is read once into a memory-mapped table in the cache; training needs 4 bytes of memory a row.
+    FlagEmbedding and ms-swift rows, pairs and triplets, (text, text, score): by column names or by `columns`. JSON
+    Lines are read where they are; any other file is read once into a memory-mapped table in the cache.
     """
 
     kind: Literal["file"] = "file"
-    path: str
-    """A file, a folder of files (each a source named without its suffixes), a BEIR folder, a folder that
-    `save_to_disk` wrote, or the name of a Hugging Face dataset. Relative to the working directory."""
+    path: str | tuple[str, ...]
+    """One or several of: a file, a folder of files (each a source named without its suffixes), a folder of such
+    folders, a BEIR folder, a folder that `save_to_disk` wrote, a name of a Hugging Face dataset. Relative to the
+    working directory."""
     held_out_rows: int | None = Field(default=0, ge=0)
     """Rows held out for evaluation, at most; None = a tenth of them, at most 200. Chosen by a hash of their texts,
     together with all rows that share a query or a positive with them. Their positives and negatives are the corpus."""
 
     def build(self, context: BuildContext) -> Dataset:
-        """Reads every row once and announces the format. Raises DataError and ConfigError."""
-        from embed_core.datasets.draw import DrawOptions
-        from embed_data.file_dataset import FileDataset
-        from embed_data.readers.convert import read_source
-        from embed_data.readers.detect import find
-
-        found = find(self.path, self)
-        return FileDataset(
-            found[0].name if len(found) == 1 else resolved_path(self.path).name,
-            [read_source(source, self, context) for source in found],
-            DrawOptions(self.negatives, self.query_prompt, self.passage_prompt),
-            context.announce,
-            self.held_out_rows,
-            self.limit,
-        )
+        """Reads and checks every row, and announces the format. Raises DataError and ConfigError."""
+        return self.dataset(context, None, strict=False)

@@ -16,9 +16,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embed_core.embeddings import missing_kind
 from embed_core.evaluation.retrieval import QUERY_BLOCK, RetrievalEvaluator
 from embed_core.evaluation.topk import TopK, pack, unpack
-from embed_core.scoring.dense import missing
 from embed_mrl import quantise
 from embed_mrl.dims import resolved
 from embed_mrl.quantise import Ranges
@@ -146,5 +146,5 @@ def _ranges(vectors: Vectors, encoder: Encoder) -> Ranges:
 
 def _dense(embeddings: Embeddings) -> Tensor:
     if embeddings.dense_ND is None:
-        raise missing(embeddings, "dense")
+        raise missing_kind(embeddings, "dense")
     return embeddings.dense_ND

@@ -9,9 +9,8 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from embed_core.distributed.seeds import seed_of
-from embed_core.embeddings import detach
-from embed_core.protocols import TakesOtherDense, provides
-from embed_core.scoring.dense import missing
+from embed_core.embeddings import detach, missing_kind
+from embed_core.protocols import TakesOtherDense, keeps_rows_apart, provides
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_mrl import prefix
 from embed_mrl.dims import resolved
@@ -46,6 +45,7 @@ class MatryoshkaLoss(nn.Module):
         super().__init__()
         self.config, self.inner, self._seed = config, inner, seed
         self.shares_rows = bool(getattr(inner, "shares_rows", False))
+        self.in_batch_by_row = keeps_rows_apart(inner)
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
         """The weighted sum; where the inner loss shares rows, of its parts.
@@ -102,5 +102,5 @@ def _dense_gradient_only(view: Batch) -> Batch:
 
 def _dense(embeddings: Embeddings) -> Tensor:
     if embeddings.dense_ND is None:
-        raise missing(embeddings, "dense")
+        raise missing_kind(embeddings, "dense")
     return embeddings.dense_ND

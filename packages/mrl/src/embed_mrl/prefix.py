@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from embed_core.losses.infonce import InfoNCE
-from embed_core.losses.tiled_cross_entropy import fits
+from embed_core.losses.tiled_cross_entropy import fits_in_a_tile
 from embed_core.types import Batch, LossOutput, Targets
 
 LEAST_SAVED = 64
@@ -35,7 +35,11 @@ def serves(inner: Any, batch: Batch, targets: Targets, dims: Sequence[int]) -> b
     if type(inner) is not InfoNCE or not inner.config.in_batch or sum(dims) - max(dims) < LEAST_SAVED * len(dims):
         return False
     query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
-    return query_BD is not None and passage_PD is not None and fits(query_BD[_own(query_BD, targets)], passage_PD)
+    return (
+        query_BD is not None
+        and passage_PD is not None
+        and fits_in_a_tile(query_BD[_own(query_BD, targets)], passage_PD)
+    )
 
 
 def outputs(

@@ -8,14 +8,14 @@ from functools import lru_cache
 from hashlib import blake2b
 from typing import TYPE_CHECKING
 
-from embed_core.datasets.shared_ids import shared_ids
-from embed_core.datasets.whole_rows import ChangedRows, HasRows, with_rows
+from embed_core.datasets.dedup import shared_ids
+from embed_core.datasets.wrappers import ChangedRows, HasRows, with_rows
 from embed_core.errors import ConfigError, DataError
 from embed_core.utils.hashing import identity
 
 if TYPE_CHECKING:
     from embed_core.config.context import BuildContext
-    from embed_core.datasets.rows import Row
+    from embed_core.datasets.row import Row
     from embed_core.protocols import Announce
     from embed_qwen.curriculum_config import BandedConfig, DifficultyConfig
 

@@ -7,9 +7,9 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from embed_core.embeddings import missing_kind
 from embed_core.errors import ConfigError
 from embed_core.losses.contrastive import rows_of
-from embed_core.scoring.dense import missing
 from embed_core.types import Batch, Targets
 from embed_sbert.loss_names import Form
 
@@ -31,7 +31,7 @@ def columns_of(batch: Batch, targets: Targets, form: Form, name: str) -> Columns
     """
     query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
     if query_BD is None or passage_PD is None:
-        raise missing(batch.query if query_BD is None else batch.passage, "dense")
+        raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
     if form == "angle":
         form = "scored-pairs" if targets.scores_P is not None or _count(targets, name) == 0 else "tuples"
     if form == "scored-pairs":

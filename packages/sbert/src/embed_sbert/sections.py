@@ -89,9 +89,9 @@ class DataKeys(Section):
 
     model_config = ConfigDict(extra="allow")
 
-    pairs_path: str = PYDOCS
+    pairs_path: str | tuple[str, ...] = PYDOCS
     """JSONL rows ``{"anchor": …, "positive": …}``, also with ``negative``; any other file, folder or dataset that kind
-    `file` reads; or ``pydocs``: the documentation of installed Python packages."""
+    `file` reads, or several of them; or ``pydocs``: the documentation of installed Python packages."""
     eval_paths: tuple[str, ...] = ()
     """BEIR folders to evaluate on, before and after training; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)

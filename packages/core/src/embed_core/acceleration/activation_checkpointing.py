@@ -12,7 +12,7 @@ from torch import nn
 from embed_core.errors import ConfigError
 
 
-def enable_checkpointing(model: nn.Module) -> None:
+def enable_activation_checkpointing(model: nn.Module) -> None:
     """Switch it on in the outermost parts of ``model`` that have a ``gradient_checkpointing_enable(options)``:
     transformers' models do, and a model may define its own, called with the arguments of ``torch.utils.checkpoint``.
 

@@ -12,7 +12,7 @@ CUDA_TOKENS, CPU_TOKENS, CPU_BF16_TOKENS = 16_384, 1_024, 2_048
 CPU_BF16_MULTIPLE, CUDA_HALF_MULTIPLE = 32, 8
 
 
-def chosen(engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None) -> EngineConfig:
+def resolve_auto(engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None) -> EngineConfig:
     """``engine`` with precision, token budget and attention decided; the strategy is, by the first step's measure."""
     precision = engine.precision
     if precision == "auto":

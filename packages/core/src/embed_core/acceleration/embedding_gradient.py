@@ -47,7 +47,7 @@ class SharedTables:
             self._used.clear()
 
     def unclaimed(self) -> list[Tensor]:
-        """Zeros to add to what the last backward is of: they hand over what is held of tables that its chunk, the last
+        """Zero-valued terms for the last backward, which hand over gradients held of tables that its chunk, the last
         one that was encoded, has no text for (a model with a table per role, or per language)."""
         left = [(module, total) for module, total in self._sums.items() if module not in self._met and total.is_held]
         return [_Claim.apply(module.weight, total) for module, total in left]

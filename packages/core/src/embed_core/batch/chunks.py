@@ -1,4 +1,7 @@
-"""A rank's texts of one step, cut into chunks that go through the model one by one."""
+"""Cuts a rank's texts of one step into chunks of similar length, which go through the model one by one.
+
+Padding, not arithmetic, is where a naive loop spends its time.
+"""
 
 from __future__ import annotations
 
@@ -19,29 +22,29 @@ from embed_core.protocols import Model, PacksChunks, PadsToMultiple, provides
 from embed_core.types import Embeddings, Encoded
 
 PRICE = 16
-"""What another chunk costs, in tokens: the budget by this. Measured on a CPU, 100 to 150 of 2,048."""
+"""A further chunk costs as much as ``budget // PRICE`` tokens. Measured on a CPU: 100 to 150 tokens of 2,048."""
 
 
 @dataclass(frozen=True, slots=True)
-class Cutting:
-    """How a model's texts are cut into chunks."""
+class ChunkRule:
+    """The rule by which a model's texts are cut into chunks."""
 
     budget: int
-    """Tokens of a chunk, padding included."""
+    """The most tokens that a chunk may have, padding included."""
     multiple: int = 1
-    """What lengths are padded to; 1 where chunks are packed."""
+    """Lengths are padded to a multiple of this; 1 where chunks are packed."""
     packed: bool = False
     """Whether chunks have no padding at all."""
 
     @classmethod
-    def of(cls, model: Any, budget: int) -> Cutting:
-        """As ``model``, prepared by the engine, collates them."""
+    def of(cls, model: Any, budget: int) -> ChunkRule:
+        """The rule for ``model``, after the engine has set its options."""
         packed = provides(model, PacksChunks) and bool(model.packed)
         multiple = (model.pad_to_multiple_of or 1) if provides(model, PadsToMultiple) else 1
         return cls(budget, 1 if packed else multiple, packed)
 
     def lengths(self, encoded: Sequence[Encoded]) -> list[int]:
-        """What each text takes of a chunk of such texts."""
+        """The tokens that each text takes up in a chunk of texts of its own length."""
         return [-(-one.length // self.multiple) * self.multiple for one in encoded]
 
     def cut(self, lengths: Sequence[int], count: int | None = None) -> list[list[int]]:
@@ -49,24 +52,24 @@ class Cutting:
         return cut(lengths, self.budget, count, packed=self.packed)
 
     def tokens(self, lengths: Sequence[int], chunk: Sequence[int]) -> int:
-        """Tokens of one chunk that the hardware sees."""
+        """The tokens of one chunk, padding included."""
         return sum(lengths[i] for i in chunk) if self.packed else padded_tokens(lengths, [chunk])
 
 
-class Sizes(NamedTuple):
-    """A batch's chunks on one rank, or the largest of each number over the ranks. Tokens include padding."""
+class ChunkSizes(NamedTuple):
+    """Sizes of a batch's chunks on one rank, or the maximum of each over the ranks. Tokens include padding."""
 
     chunks: int
     padded_tokens: int
-    """Of all chunks."""
+    """Tokens of all chunks."""
     chunk_tokens: int
-    """Of the largest chunk."""
+    """Tokens of the largest chunk."""
     text_tokens: int
-    """Of the longest text."""
+    """Tokens of the longest text."""
 
     @classmethod
-    def largest(cls, each: Sequence[Sequence[int]]) -> Sizes:
-        """Number by number, over the ranks."""
+    def largest(cls, each: Sequence[Sequence[int]]) -> ChunkSizes:
+        """The maximum of each number over the ranks."""
         return cls(*(max(numbers) for numbers in zip(*each, strict=True)))
 
 
@@ -87,7 +90,7 @@ class Chunks:
         equal: bool = True,
     ) -> None:
         self._encoded, self._model, self._ranks, self._seed = encoded, model, ranks, seed
-        self._cutting = Cutting.of(model, config.chunk_tokens)
+        self._cutting = ChunkRule.of(model, config.chunk_tokens)
         self._lengths = self._cutting.lengths(encoded)
         self._chunks = self._cutting.cut(self._lengths)
         if equal and config.needs_equal_chunks(ranks.world_size):
@@ -97,10 +100,10 @@ class Chunks:
         return len(self._chunks)
 
     @property
-    def sizes(self) -> Sizes:
-        """In numbers."""
+    def sizes(self) -> ChunkSizes:
+        """The sizes of these chunks."""
         each = [self.tokens(number) for number in range(len(self._chunks))]
-        return Sizes(len(each), sum(each), max(each), max(self._lengths))
+        return ChunkSizes(len(each), sum(each), max(each), max(self._lengths))
 
     def equalize(self, count: int) -> None:
         """Cut into exactly ``count`` chunks, no fewer than there are."""
@@ -111,7 +114,7 @@ class Chunks:
         return self._cutting.tokens(self._lengths, self._chunks[number])
 
     def forward(self, engine: Any, number: int) -> Embeddings:
-        """Chunk ``number`` through the engine. Dropout is a function of (seed, number): a second call repeats it."""
+        """Run chunk ``number`` through the engine. A second call draws the same dropout, from (seed, number)."""
         if self._seed is not None:
             seed_generators(seed_of(self._seed, number), self._ranks.on_cuda)
         inputs = self._model.collate([self._encoded[i] for i in self._chunks[number]])
@@ -120,7 +123,7 @@ class Chunks:
         return result
 
     def in_order(self, parts: Sequence[Embeddings]) -> Embeddings:
-        """The chunks' embeddings, text by text as they were given."""
+        """Join the chunks' embeddings and put them back into the order of the texts."""
         order = torch.tensor([index for chunk in self._chunks for index in chunk])
         back = torch.empty(len(self._encoded), dtype=torch.int64)
         back[order] = torch.arange(len(order))
@@ -128,7 +131,7 @@ class Chunks:
 
 
 def chunks_of_ranks(
-    shares: Sequence[Sequence[Encoded]], engine: EngineConfig, cutting: Cutting
+    shares: Sequence[Sequence[Encoded]], engine: EngineConfig, cutting: ChunkRule
 ) -> list[tuple[list[int], list[list[int]]]]:
     """The lengths of each rank's texts and the chunks that its :class:`Chunks` has in a run, without running it."""
     lengths = [cutting.lengths(share) for share in shares]
@@ -140,7 +143,7 @@ def chunks_of_ranks(
 
 
 def cut(lengths: Sequence[int], budget: int, count: int | None = None, *, packed: bool = False) -> list[list[int]]:
-    """Indices of ``lengths`` in chunks, the longest texts first.
+    """Cut the indices of ``lengths`` into chunks, the longest texts first.
 
     A chunk's texts × its longest length (the sum of its lengths where it is ``packed``) stays within ``budget`` tokens;
     a single longer text is its own chunk. Within that, padding and chunks are as cheap as they can be together, a chunk
@@ -157,7 +160,7 @@ def cut(lengths: Sequence[int], budget: int, count: int | None = None, *, packed
 
 
 def _filled(sizes: NDArray[np.int64], budget: int) -> list[int]:
-    """Where chunks start that take as many texts as fit."""
+    """The starts of chunks that are filled one after another."""
     starts, used = [0], 0
     for at, size in enumerate(sizes.tolist()):
         if used and used + size > budget:
@@ -168,7 +171,7 @@ def _filled(sizes: NDArray[np.int64], budget: int) -> list[int]:
 
 
 def _cheapest(sizes: NDArray[np.int64], budget: int, price: int) -> list[int]:
-    """Where chunks start so that all padded tokens, and ``price`` tokens for each chunk, are the fewest.
+    """The starts of chunks for which padded tokens plus ``price`` tokens per chunk are fewest.
 
     ``sizes`` do not increase. Shortest paths over the places where one may cut; every path keeps to the budget.
     """

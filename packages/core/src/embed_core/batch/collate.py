@@ -1,4 +1,4 @@
-"""This rank's share of a global batch on the host: drawn, tokenised, every distinct text once."""
+"""Draws and tokenises a rank's share of a global batch on the host, each distinct text once."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ Floats = NDArray[np.float32]
 
 @dataclass(frozen=True)
 class HostBatch:
-    """Token lists of the distinct texts, and which column of which row each of them fills."""
+    """A rank's share of a global batch: token lists of the distinct texts, and the places that each of them fills."""
 
     encoded: list[Encoded]
     query_index: Ints
-    """Per row: its query among ``encoded``."""
+    """Index into ``encoded`` of each row's query."""
     passage_index: Ints
-    """Per passage, group after group: its text among ``encoded``."""
+    """Index into ``encoded`` of each passage, group after group."""
     group_sizes: Ints
     row_ids: Ints
     query_ids: Ints
@@ -34,14 +34,16 @@ class HostBatch:
     passage_keys: Ints
     positives: Ints
     positive_counts: Ints
+    in_batch: Ints
+    """1 for a row that competes with other rows' passages, 0 for one that does not."""
     scores: NDArray[np.float32]
-    """Per passage; NaN where the row has no teacher scores."""
+    """The teacher's score of each passage; NaN where the row has none."""
     teacher: Floats | None = None
     """The teacher's vectors of the rows' queries and then of the passages, [rows + passages, W]."""
 
     @property
     def rows(self) -> int:
-        """Rows of this rank's share."""
+        """The number of rows in this rank's share."""
         return len(self.row_ids)
 
     @property
@@ -55,14 +57,14 @@ class HostBatch:
         return sum(e.length * e.length for e in self.encoded)
 
 
-def share(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
-    """The contiguous part of a global batch that is ``rank``'s; sizes differ by at most one row."""
+def share_of_rank(rows: Sequence[int], rank: int, world_size: int) -> Sequence[int]:
+    """The contiguous part of a global batch that belongs to ``rank``; sizes differ by at most one row."""
     bounds = [round(part * len(rows) / world_size) for part in range(world_size + 1)]
     return rows[bounds[rank] : bounds[rank + 1]]
 
 
-def draw(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> list[Example]:
-    """The examples of ``rows``: what each draws depends on (seed, draw, row) alone, not on rank or order."""
+def draw_examples(dataset: Dataset, rows: Iterable[int], seed: int, draw_number: int) -> list[Example]:
+    """Draw the examples of ``rows``. Each depends on (seed, draw, row) alone, not on the rank or the order."""
     return [dataset.example(row, np.random.default_rng((seed, draw_number, row))) for row in rows]
 
 
@@ -94,6 +96,7 @@ def make_host_batch(model: Tokenizes, examples: Sequence[Example], *, deduplicat
         passage_keys=_ints(key_identity(k) for e in examples for k in e.passage_keys or (None,) * len(e.passages)),
         positives=_ints(i for e in examples for i in _known_positives(e)),
         positive_counts=_ints(len(_known_positives(e)) for e in examples),
+        in_batch=_ints(e.in_batch_negatives for e in examples),
         scores=np.fromiter((s for e in examples for s in e.scores or (np.nan,) * len(e.passages)), dtype=np.float32),
         teacher=_teacher(examples),
     )
@@ -140,9 +143,9 @@ class _Pool:
 
 
 def _tokenize(model: Tokenizes, texts: Sequence[tuple[Item, str | None]], role: Role) -> list[Encoded]:
-    """Token lists of (item, prompt) pairs; an item that fills several places is tokenised once."""
+    """Tokenise (item, prompt) pairs, each distinct pair once."""
     same = [sameness(item) for item, _ in texts]
-    # What cannot be compared is told apart by its place.
+    # Items that cannot be compared count as distinct.
     names = [place if one is None else (one, texts[place][1]) for place, one in enumerate(same)]
     first: dict[object, int] = {}
     for place, name in enumerate(names):

@@ -1,4 +1,4 @@
-"""Indices and targets of a global batch, the same on every rank, gathered from the ranks' shares."""
+"""Gathers the indices and targets of a global batch from the ranks' shares, so that every rank has all of them."""
 
 from __future__ import annotations
 
@@ -45,14 +45,15 @@ class GlobalBatch:
             scores_P=None if bool(scores_P.isnan().all()) else scores_P,
             step=step,
             teacher=_teacher(host, columns["width"], shares, passages_of, ranks),
+            in_batch_B=None if all(map(np.all, columns["in_batch"])) else tensor["in_batch"].bool(),
         )
         self.rows = sum(shares)
         self.own_rows = (sum(shares[: ranks.rank]), sum(shares[: ranks.rank + 1]))
         self.tokens = int(sum(columns["tokens"]))
         self.texts: list[int] = columns["texts"]
-        """Distinct texts of each rank."""
+        """The number of distinct texts of each rank."""
         self.notes: list[list[int]] = columns["notes"]
-        """Each rank's notes, in rank order."""
+        """The notes of each rank, in rank order."""
 
 
 def _teacher(
@@ -81,6 +82,7 @@ _COLUMNS = (
     "passage_keys",
     "positives",
     "positive_counts",
+    "in_batch",
 )
 
 
@@ -88,7 +90,7 @@ _NOT_TENSORS = ("query_index", "passage_index", "texts", "tokens", "width", "not
 
 
 def _gather_columns(host: HostBatch, ranks: Ranks, notes: Sequence[int]) -> dict[str, list[Any]]:
-    """Every rank's columns, by name, in rank order; one collective for the lengths and one for all the numbers."""
+    """Gather every rank's columns by name: one collective for the lengths, and one for all the numbers."""
     columns = [getattr(host, name) for name in _COLUMNS]
     columns.append(host.scores.view(np.int32).astype(np.int64))
     facts = [len(host.encoded), host.tokens, 0 if host.teacher is None else host.teacher.shape[1]]

@@ -126,9 +126,9 @@ class EvaluationKeys(HeldOutKeys):
 class TrainDataKeys(EvaluationKeys):
     """What is trained on."""
 
-    train_data: str = PYDOCS
-    """Rows to train on: a file, a folder of files or a BEIR folder; or ``pydocs``, the documentation of installed
-    Python packages."""
+    train_data: str | tuple[str, ...] = PYDOCS
+    """Rows of any format: a file, a folder of files or of such folders, a BEIR folder, a dataset of the hub, or several
+    of them; or ``pydocs``: the documentation of installed Python packages."""
 
     @property
     def on_pydocs(self) -> bool:

@@ -124,7 +124,7 @@ class EngineConfig(Section):
     @property
     def chunk_tokens(self) -> int:
         """``token_budget`` of a config whose `auto` values are chosen."""
-        assert self.token_budget != "auto", "choose.chosen() comes first"
+        assert self.token_budget != "auto", "acceleration.auto.resolve_auto comes first"
         return self.token_budget
 
 

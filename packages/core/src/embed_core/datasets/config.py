@@ -42,9 +42,9 @@ class RetrievalConfig(RetrievalFields):
 
     def build(self, context: BuildContext) -> Dataset:
         """Reads and checks every row. Raises DataError and ConfigError; announces the format and the sizes."""
-        from embed_core.datasets.draw import DrawOptions
         from embed_core.datasets.retrieval import RetrievalDataset
-        from embed_core.datasets.sources import open_sources
+        from embed_core.datasets.sampling import DrawOptions
+        from embed_core.datasets.sources.open import open_sources
 
         path = resolved_path(self.path)
         with context.first():  # the others find the index that rank 0 has made of large files

@@ -8,20 +8,22 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from embed_core.config.context import cache_root
-from embed_core.datasets.catalogue import Catalogue
-from embed_core.datasets.draw import DrawOptions, draw_example
-from embed_core.datasets.held_out import retrieval_set
-from embed_core.datasets.selection import Selection
-from embed_core.datasets.training_texts import TrainingTexts
+from embed_core.datasets.index.corpus_sample import TrainingTexts
+from embed_core.datasets.index.rows import Catalogue
+from embed_core.datasets.index.subset import Selection
+from embed_core.datasets.sampling import DrawOptions, draw_example
+from embed_core.datasets.split import retrieval_set
 from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
     from collections.abc import Iterable, Sequence
     from pathlib import Path
 
-    from embed_core.datasets.row_table import Blocks
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.sources import RowSource
+    from numpy.typing import NDArray
+
+    from embed_core.datasets.index.hashes import Blocks
+    from embed_core.datasets.row import Row
+    from embed_core.datasets.sources.base import RowSource
     from embed_core.protocols import Announce
     from embed_core.types import Example, RetrievalSet
 
@@ -31,7 +33,8 @@ class RetrievalDataset:
 
     ``held_out_rows`` of them are set aside for evaluation with every row that shares a query or a positive with them;
     ``limit`` keeps at most so many training rows, evenly spread over the sources. ``held_out`` is an evaluation set
-    made elsewhere. What has to be known of all rows lies on disk where they are many, kept in ``cache`` (None is the
+    made elsewhere. ``lenient``: where every family of rows is too large to be held out, none is, without an error. What
+    has to be known of all rows lies on disk where they are many, kept in ``cache`` (None is the
     cache of the user) for the next run, so that memory does not grow with them. Raises DataError for any row that is
     wrong, ConfigError where no training row would be left.
     """
@@ -46,13 +49,17 @@ class RetrievalDataset:
         limit: int | None = None,
         held_out: RetrievalSet | None = None,
         cache: Path | None = None,
+        *,
+        lenient: bool = False,
     ) -> None:
         self.name = name
-        self._sources = sources
+        self.sources = sources
         self._options = options
         self._split = (held_out_rows, limit)
         self._catalogue = Catalogue(sources, cache if cache is not None else cache_root(), announce)
-        left_out = self._choose(held_out_rows)
+        left_out = self._choose(held_out_rows, lenient)
+        self.held_out_count = len(left_out)
+        """Rows held out."""
         self._rows = Selection(len(self._catalogue), left_out, limit)
         self._held_out = held_out if held_out is not None else self._retrieval_set(left_out)
         self._announce(announce)
@@ -61,10 +68,13 @@ class RetrievalDataset:
         return len(self._rows)
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """Row ``row``, drawn; see :func:`embed_core.datasets.draw.draw_example`."""
+        """Row ``row``, drawn; see :func:`embed_core.datasets.sampling.draw_example`."""
         number = self._rows[row]
+        source = self._catalogue.source(number)
         drawn_from = self._catalogue.row(number)
-        return draw_example(drawn_from, row, self._catalogue.source(number).name, self._options, rng)
+        return draw_example(
+            drawn_from, row, source.name, self._options, rng, in_batch_negatives=source.in_batch_negatives
+        )
 
     def row(self, row: int) -> Row:
         """Training row ``row`` with all that is known of it."""
@@ -79,13 +89,25 @@ class RetrievalDataset:
         """Of all rows at once: (how many each, the identities row after row), in blocks; faster than row by row."""
         return self._catalogue.identity_blocks(self._rows.blocks)
 
+    def identity_blocks_of(self, rows: NDArray[np.integer]) -> Blocks:
+        """The same of ``rows``, ascending; a row may occur several times."""
+        return self._catalogue.identity_blocks(lambda: self._rows.blocks_of(rows))
+
     def source(self, row: int) -> str:
-        """Stem of the file, or name of the BEIR folder."""
+        """Name of the row's source: of a file without its suffixes, of a folder, or of a dataset."""
         return self._catalogue.source(self._rows[row]).name
 
     def texts(self) -> TrainingTexts:
         """Queries, positives and negatives of the training rows, each text once; it can give a sample of them too."""
         return TrainingTexts(self._catalogue, self._rows.blocks)
+
+    def texts_of(self, rows: NDArray[np.integer]) -> TrainingTexts:
+        """The same of ``rows``, ascending and each once."""
+        return TrainingTexts(self._catalogue, lambda: self._rows.blocks_of(rows))
+
+    def without_in_batch_negatives(self) -> list[str]:
+        """The sources whose rows do not compete with other rows' passages."""
+        return [source.name for source in self.sources if not source.in_batch_negatives]
 
     def held_out(self) -> RetrievalSet | None:
         """The evaluation split, or None where ``held_out_rows`` is 0."""
@@ -93,10 +115,12 @@ class RetrievalDataset:
 
     def fingerprint(self) -> str:
         """Hex digest of the sources' bytes and of what selects the training rows."""
-        parts = [*(f"{source.name}:{source.digest()}" for source in self._sources), repr(self._split)]
+        kinds = ("" if source.in_batch_negatives else ":without in-batch negatives" for source in self.sources)
+        names = (f"{source.name}:{source.digest()}" for source in self.sources)
+        parts = [*map("".join, zip(names, kinds, strict=True)), repr(self._split)]
         return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
-    def _choose(self, held_out_rows: int | None) -> np.ndarray:
+    def _choose(self, held_out_rows: int | None, lenient: bool) -> np.ndarray:
         """The rows held out. By default enough to measure by, and never a large part of the data."""
         total = len(self._catalogue)
         wanted = min(200, max(1, total // 10), total - 1) if held_out_rows is None else held_out_rows
@@ -105,7 +129,7 @@ class RetrievalDataset:
         if wanted >= total:
             raise ConfigError(f"held_out_rows={wanted}: {self.name} has {total} rows: set at most {total - 1}")
         chosen = self._catalogue.held_out(wanted)
-        if not len(chosen) and held_out_rows is not None:
+        if not len(chosen) and held_out_rows is not None and not lenient:
             raise ConfigError(
                 f"held_out_rows={wanted}: every group of rows of {self.name} that share a query or a positive is "
                 "larger than that: raise it, or evaluate on a BEIR folder"
@@ -118,12 +142,18 @@ class RetrievalDataset:
         return retrieval_set(f"{self.name}-held-out", (self._catalogue.row(int(number)) for number in rows))
 
     def _announce(self, announce: Announce) -> None:
-        formats = ", ".join(dict.fromkeys(source.format for source in self._sources))
-        sources = f" from {len(self._sources)} sources" if len(self._sources) > 1 else ""
+        formats = "; ".join(dict.fromkeys(source.format for source in self.sources))
+        sources = f" from {len(self.sources)} sources" if len(self.sources) > 1 else ""
         held = ""
         if self._held_out is not None:
             held = f"; held out {len(self._held_out.queries)} queries, {len(self._held_out.corpus)} documents"
         announce(f"data: {self.name}, {formats}: {len(self)} training rows{sources}{held}")
+        for source in self.sources:
+            for note in source.notes():
+                announce(f"data: {source.name}: {note}")
+        apart = self.without_in_batch_negatives()
+        if apart:
+            announce(f"data: trained without in-batch negatives: {', '.join(apart)}")
         promptless = self._promptless()
         if promptless is not None:
             announce(

@@ -1,4 +1,4 @@
-"""Gather a global batch's embeddings on every rank, gradient intact.
+"""Collectives with gradients: gathers a global batch's embeddings on every rank.
 
 As a rule every rank then computes the same loss of the same global batch, so each already holds the whole gradient of
 its own texts: the backward of the gather is a slice, no communication. It is multiplied by the number of ranks because
@@ -63,7 +63,7 @@ def _all_reduced(part: Tensor) -> Tensor:
 
 
 def sum_parts(part: LossOutput, ranks: Ranks) -> LossOutput:
-    """The whole loss and metrics, the same on every rank, from each rank's part of them (see ``Targets.own_rows``)."""
+    """Add up the ranks' parts of the loss and of the metrics, on every rank (see ``Targets.own_rows``)."""
     if ranks.world_size == 1:
         return part
     parts = torch.stack([part.loss, *(value.to(part.loss) for value in part.metrics.values())])
@@ -72,7 +72,7 @@ def sum_parts(part: LossOutput, ranks: Ranks) -> LossOutput:
 
 
 def _gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
-    """Collectives want equal shapes: pad to the largest, gather, cut."""
+    """Gather rows of unequal numbers: collectives want equal shapes, so pad to the largest, gather, and cut."""
     import torch.distributed as dist
 
     largest = max(sizes)
@@ -84,7 +84,7 @@ def _gather_padded(local: Tensor, sizes: Sequence[int]) -> Tensor:
 
 
 def gather_rows(local: Tensor, ranks: Ranks, sizes: Sequence[int] | None = None, *, parts: bool = False) -> Tensor:
-    """Rows of every rank, in rank order; differentiable. ``sizes`` saves a collective where they are known.
+    """Gather the rows of every rank in rank order, with gradient. Known ``sizes`` save a collective.
 
     ``parts``: each rank's gradient is that of its part of the loss, so the backward sums over the ranks.
     """
@@ -107,7 +107,7 @@ def _sizes(local: Tensor, ranks: Ranks) -> list[int]:
 def gather_embeddings(
     e: Embeddings, ranks: Ranks, texts: Sequence[int] | None = None, *, parts: bool = False
 ) -> Embeddings:
-    """The texts of every rank, in rank order; ``parts`` as in :func:`gather_rows`.
+    """Gather the embeddings of every rank's texts in rank order; ``parts`` is as in :func:`gather_rows`.
 
     ``texts`` is the number of texts of each rank, where it is known: a collective less per kind.
     """
@@ -134,7 +134,7 @@ def _gather_offsets(offsets_N1: Tensor, ranks: Ranks, texts: Sequence[int] | Non
 
 
 def gather_numbers(numbers: Sequence[int], ranks: Ranks) -> list[list[int]]:
-    """Each rank's integers, as many on every rank, in rank order. One collective."""
+    """Gather each rank's integers, equally many on every rank, in rank order, by one collective."""
     if ranks.world_size == 1:
         return [list(numbers)]
     mine = torch.tensor([list(numbers)], dtype=torch.int64, device=ranks.device)

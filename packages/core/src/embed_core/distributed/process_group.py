@@ -1,4 +1,4 @@
-"""The ranks of a run: joining the process group and the few collectives outside the step."""
+"""Joins and leaves the process group of a run, and has the few collectives outside the step."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ T = TypeVar("T")
 
 
 class RankLostError(RuntimeError):
-    """Another rank stopped in the middle of a collective; its own message says why. Nothing this rank's user did."""
+    """Another rank stopped in the middle of a collective. The cause is in that rank's own message."""
 
 
 @dataclass(frozen=True, slots=True)
 class Ranks:
-    """Who this process is. Built by :func:`join`."""
+    """This process's place in the process group. :func:`join` makes it."""
 
     rank: int
     world_size: int
@@ -81,7 +81,7 @@ class Ranks:
 
 
 def environment() -> tuple[int, int, int]:
-    """(rank, world size, local rank) as launchers set them; (0, 1, 0) without one. Raises ConfigError on nonsense."""
+    """Rank, world size and local rank as launchers set them; (0, 1, 0) without one. Raises ConfigError on nonsense."""
     if "WORLD_SIZE" in os.environ and "RANK" not in os.environ and os.environ["WORLD_SIZE"] != "1":
         raise ConfigError(
             f"WORLD_SIZE is {os.environ['WORLD_SIZE']!r} and RANK is not set: start the ranks with torchrun, deepspeed "
@@ -116,7 +116,7 @@ def join(device: str = "auto") -> Ranks:
         )
     if not use_cuda:
         os.environ["DS_ACCELERATOR"] = "cpu"
-        # Compiled products, of which bf16 needs one per shape: the default of 1,024 is less than a run's shapes take.
+        # oneDNN compiles a bf16 product for each shape; its default of 1,024 kept kernels is too few for a run.
         os.environ.setdefault("ONEDNN_PRIMITIVE_CACHE_CAPACITY", "4096")
     else:
         torch.cuda.set_device(local)  # before NCCL starts, which binds to the current device
@@ -162,13 +162,13 @@ def _init_group(backend: str, rank: int, world: int) -> None:
 
     os.environ.setdefault("LOCAL_RANK", "0")  # DeepSpeed insists on it, launcher or not
     # DeepSpeed would compile its shared-memory all-reduce at start, which needs a C++ compiler; gloo serves as well.
-    # Set without asking first: the first question makes it try the compiler on every operator it has.
+    # It is set unasked, because the first question makes DeepSpeed try the compiler on every operator it has.
     vars(deepspeed.ops).setdefault("__compatible_ops__", {})["deepspeed_shm_comm"] = False
     deepspeed.init_distributed(dist_backend=backend, auto_mpi_discovery=False, verbose=False)
 
 
 def _quiet() -> None:
-    """DeepSpeed logs every default at start, and calls names torch has deprecated: neither concerns the user."""
+    """Silence DeepSpeed's log of defaults, and warnings about names that it uses and torch has deprecated."""
     warnings.filterwarnings("ignore", category=FutureWarning, module=r"torch\.distributed.*")
     from deepspeed.utils import logger
 

@@ -79,7 +79,7 @@ class RetrievalEvaluatorConfig(EvaluatorConfig):
 
     def _data(self, dataset: Dataset) -> RetrievalSet:
         if self.path is not None:
-            from embed_core.datasets.beir import read_beir
+            from embed_core.datasets.sources.beir import read_beir
 
             folder: Path = resolved_path(self.path)
             return read_beir(folder, self.split)

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from embed_core.batch.chunks import Cutting, chunks_of_ranks
+from embed_core.batch.chunks import ChunkRule, chunks_of_ranks
 from embed_core.batch.collate import HostBatch, make_host_batch
 from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, RunConfig
@@ -149,7 +149,7 @@ def _batch(parts: Parts, model: Any, number: int, world_size: int) -> BatchView:
     drawn = [parts.batches.examples(number, rank, world_size) for rank in range(world_size)]
     hosts = [make_host_batch(model, examples, deduplicate=engine.deduplicate) for examples in drawn]
     rows = [row for rank, host in enumerate(hosts) for row in _rows(drawn[rank], host, rank)]
-    chunks = _chunks(hosts, engine, Cutting.of(model, engine.chunk_tokens))
+    chunks = _chunks(hosts, engine, ChunkRule.of(model, engine.chunk_tokens))
     tokens, padded = sum(host.tokens for host in hosts), sum(chunk.padded_tokens for chunk in chunks)
     return BatchView(
         draw=number,
@@ -197,7 +197,7 @@ def _texts(example: Example, indices: Sequence[int], host: HostBatch, uses: Coun
     ]
 
 
-def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig, cutting: Cutting) -> list[ChunkView]:
+def _chunks(hosts: Sequence[HostBatch], engine: EngineConfig, cutting: ChunkRule) -> list[ChunkView]:
     """The chunks of every rank, as the run cuts them."""
     views = []
     shares = chunks_of_ranks([host.encoded for host in hosts], engine, cutting)

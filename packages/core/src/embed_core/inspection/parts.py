@@ -1,14 +1,15 @@
-"""A run's parts outside a run: the same data, batches and models, for the commands that look at a run or check it."""
+"""Builds the dataset, sampler, model and loss of a run for `explain`, `plan` and `prove`."""
 
 from __future__ import annotations
 
 from dataclasses import replace
 from typing import Any
 
-from embed_core.acceleration.auto import chosen
+from embed_core.acceleration.auto import resolve_auto
 from embed_core.batch.loader import Batches
 from embed_core.config.registry import Registry
 from embed_core.config.run import RunConfig
+from embed_core.datasets.wrappers import check_loss
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
 from embed_core.protocols import Announce, Dataset
@@ -29,7 +30,7 @@ class Parts:
     ) -> None:
         """Of the first phase, in a run with phases: :meth:`RunConfig.only` makes another one the first. ``dataset``
         takes the place of ``config.data``'s. Raises EmbedError for everything a user can mend."""
-        whole = config.model_copy(update={"engine": chosen(config.engine, ranks)})
+        whole = config.model_copy(update={"engine": resolve_auto(config.engine, ranks)})
         self.config = whole.in_phase(0)
         self._context = build_context(whole, registry, ranks, announce, dataset)
         seed_everything(config.seed)
@@ -55,4 +56,6 @@ class Parts:
 
     def loss(self) -> Any:
         """A new loss."""
-        return self.config.loss.build(replace(self._context, model=self._built))
+        loss = self.config.loss.build(replace(self._context, model=self._built))
+        check_loss(loss, self.dataset)
+        return loss

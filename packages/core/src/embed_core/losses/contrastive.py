@@ -31,6 +31,15 @@ def own_group(targets: Targets) -> Tensor:
     return rows_B.unsqueeze(1) == group_P
 
 
+def not_competing(targets: Targets, own_BP: Tensor) -> Tensor | None:
+    """``[B, P]``, True where a passage of another row is no candidate, because that row or this one keeps to its own
+    group (``Targets.in_batch_B``); ``None`` where all rows compete. ``own_BP`` is :func:`own_group`."""
+    if targets.in_batch_B is None:
+        return None
+    in_batch_P = targets.in_batch_B[rows_of(targets.groups_B1, own_BP.shape[1])]
+    return ~(targets.in_batch_B.unsqueeze(1) & in_batch_P) & ~own_BP
+
+
 def known_positives(targets: Targets, mask: MaskConfig) -> Tensor:
     """``[B, P]``, True where a passage is a known positive of the row by text or id, its own column excepted.
 
@@ -73,7 +82,7 @@ def accuracy(logits_BP: Tensor, mask_BP: Tensor, positive_columns_B: Tensor) -> 
     return (best_B == positive_columns_B).to(logits_BP.dtype).mean()
 
 
-def share(mask_BP: Tensor, allowed_BP: Tensor | None = None) -> Tensor:
+def masked_share(mask_BP: Tensor, allowed_BP: Tensor | None = None) -> Tensor:
     """Share of the candidate negatives that a mask takes away, a scalar.
 
     ``allowed_BP`` marks the columns a row may see at all, its own positive included; None = all of them.

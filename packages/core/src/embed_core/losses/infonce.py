@@ -7,10 +7,15 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses import contrastive
 from embed_core.losses.false_negatives import KnownPositives
-from embed_core.losses.tiled_cross_entropy import Found, Search, fits, search
-from embed_core.scoring.dense import missing
+from embed_core.losses.tiled_cross_entropy import (
+    CrossEntropyResult,
+    CrossEntropyTask,
+    fits_in_a_tile,
+    tiled_cross_entropy,
+)
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -43,7 +48,7 @@ class InfoNCE(nn.Module):
         """
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
-            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+            raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         B, P = query_BD.shape[0], passage_PD.shape[0]
         own = slice(*(targets.own_rows or (0, B)))
         if self.config.in_batch:
@@ -65,13 +70,13 @@ class InfoNCE(nn.Module):
 
     def _among_all(
         self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice, table_NP: Tensor | None
-    ) -> tuple[Found, Found | None]:
+    ) -> tuple[CrossEntropyResult, CrossEntropyResult | None]:
         """The rows ``own`` among all passages and, where symmetric, their positives among all queries."""
         mask, positives_B, rows_ND = self.config.mask, targets.positive_columns_B, query_BD[own]
-        if table_NP is None and fits(rows_ND, passage_PD):
+        if table_NP is None and fits_in_a_tile(rows_ND, passage_PD):
             table_NP = rows_ND @ passage_PD.T
         task = self._task(positives_B[own], KnownPositives(targets, mask), own.start)
-        found = search(rows_ND, passage_PD, task, table_NP)
+        found = tiled_cross_entropy(rows_ND, passage_PD, task, table_NP)
         if not self.config.symmetric:
             return found, None
         # A query that has the positive as a known one is no negative of it.
@@ -81,9 +86,11 @@ class InfoNCE(nn.Module):
         table_NB = None
         if table_NP is not None and table_NP.shape[0] == query_BD.shape[0]:
             table_NB = table_NP[:, positives_B].T
-        return found, search(passage_PD[positives_B[own]], query_BD, task, table_NB)
+        return found, tiled_cross_entropy(passage_PD[positives_B[own]], query_BD, task, table_NB)
 
-    def _task(self, positive_N: Tensor, known: KnownPositives, first: int, *, transposed: bool = False) -> Search:
+    def _task(
+        self, positive_N: Tensor, known: KnownPositives, first: int, *, transposed: bool = False
+    ) -> CrossEntropyTask:
         """``first``: the row of the batch that is row 0 of the search."""
 
         def false(rows: slice, columns: slice) -> Tensor | None:
@@ -93,9 +100,9 @@ class InfoNCE(nn.Module):
             tile = known.tile(columns, rows)
             return None if tile is None else tile.T
 
-        return Search(positive_N, false, self.config.temperature, self.config.mask.margin)
+        return CrossEntropyTask(positive_N, false, self.config.temperature, self.config.mask.margin)
 
-    def _in_groups(self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice) -> Found:
+    def _in_groups(self, query_BD: Tensor, passage_PD: Tensor, targets: Targets, own: slice) -> CrossEntropyResult:
         """Each row among its own group, flat: a table of rows and columns would be nearly all masked."""
         config, groups_B1 = self.config, targets.groups_B1
         row_P = contrastive.rows_of(groups_B1, passage_PD.shape[0])
@@ -114,4 +121,4 @@ class InfoNCE(nn.Module):
         sum_N = torch.zeros_like(largest_N).index_add(0, row_K, (logits_K - largest_N[row_K]).exp())
         # The positive is the first of its group, so equals do not take its place.
         correct = (logits_K.detach()[positive_N] == largest_N).sum()
-        return Found(sum_N.log() + largest_N - logits_K[positive_N], correct, false_K.sum())
+        return CrossEntropyResult(sum_N.log() + largest_N - logits_K[positive_N], correct, false_K.sum())

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from embed_core.types import Targets
 
 
-class Grid(NamedTuple):
+class GroupTable(NamedTuple):
     """The passages of each row as a table of G columns, G the size of the largest group."""
 
     columns: Tensor
@@ -22,7 +22,7 @@ class Grid(NamedTuple):
     """``[B, G]`` bool, False beyond a smaller group."""
 
 
-class Teacher(NamedTuple):
+class TeacherTargets(NamedTuple):
     """What a teacher says of the rows it scored."""
 
     covered: Tensor
@@ -31,16 +31,16 @@ class Teacher(NamedTuple):
     """``[B, G]``, the teacher's softmax over the group; 0 beyond a smaller group and in rows that are not covered."""
 
 
-def grid(targets: Targets) -> Grid:
+def group_table(targets: Targets) -> GroupTable:
     """The groups as a table."""
     sizes_B = targets.groups_B1.diff()
     slots_G = torch.arange(int(sizes_B.max()), device=sizes_B.device)
     real_BG = slots_G < sizes_B.unsqueeze(1)
     columns_BG = targets.groups_B1[:-1].unsqueeze(1) + slots_G * real_BG
-    return Grid(columns_BG, real_BG)
+    return GroupTable(columns_BG, real_BG)
 
 
-def teacher(targets: Targets, table: Grid, temperature: float) -> Teacher | None:
+def teacher_targets(targets: Targets, table: GroupTable, temperature: float) -> TeacherTargets | None:
     """softmax(scores / temperature) over each group, or ``None`` where no row of the batch is covered."""
     if targets.scores_P is None:
         return None
@@ -50,17 +50,17 @@ def teacher(targets: Targets, table: Grid, temperature: float) -> Teacher | None
         return None
     ignored_BG = ~(table.real & covered_B.unsqueeze(1))
     target_BG = masked_logits(scores_BG / temperature, ignored_BG).softmax(-1)
-    return Teacher(covered_B, target_BG.masked_fill(ignored_BG, 0))
+    return TeacherTargets(covered_B, target_BG.masked_fill(ignored_BG, 0))
 
 
-def group_cross_entropy(logits_BP: Tensor, table: Grid, judged: Teacher) -> Tensor:
+def group_cross_entropy(logits_BP: Tensor, table: GroupTable, judged: TeacherTargets) -> Tensor:
     """``[B]``: ``−Σ_i t[i] · log softmax(own group)[i]``; 0 in rows that are not covered (``kl_div``, up to H(t))."""
     own_BG = masked_logits(logits_BP.gather(1, table.columns), ~table.real)
     return -(judged.target.to(own_BG.dtype) * own_BG.log_softmax(-1)).sum(-1)
 
 
 def sequential_cross_entropy(
-    logits_BP: Tensor, excluded_BP: Tensor, own_BP: Tensor, table: Grid, judged: Teacher
+    logits_BP: Tensor, excluded_BP: Tensor, own_BP: Tensor, table: GroupTable, judged: TeacherTargets
 ) -> Tensor:
     """``[B]``: ``Σ_i t[i] · CE(all but the group's columns < i and the excluded ones of other rows; target i)``.
 

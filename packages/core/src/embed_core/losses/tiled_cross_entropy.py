@@ -41,7 +41,7 @@ def tiles_of(size: int | None) -> Iterator[None]:
         TILE_BYTES, ACCELERATOR_TILE_BYTES = before
 
 
-class Search(NamedTuple):
+class CrossEntropyTask(NamedTuple):
     """Each of N rows must find its positive among M columns."""
 
     positive_N: Tensor
@@ -53,7 +53,7 @@ class Search(NamedTuple):
     """Columns more similar than the positive + margin leave it too."""
 
 
-class Found(NamedTuple):
+class CrossEntropyResult(NamedTuple):
     """What the search of N rows gave."""
 
     loss_N: Tensor
@@ -64,25 +64,27 @@ class Found(NamedTuple):
     """How many pairs of row and column were masked; no gradient."""
 
 
-def search(rows_ND: Tensor, columns_MD: Tensor, task: Search, table_NM: Tensor | None = None) -> Found:
+def tiled_cross_entropy(
+    rows_ND: Tensor, columns_MD: Tensor, task: CrossEntropyTask, table_NM: Tensor | None = None
+) -> CrossEntropyResult:
     """Similarity is the dot product over the temperature. The same value and gradient however large the table is.
 
     ``table_NM``: the dot products, where they are at hand.
     """
-    if table_NM is None and fits(rows_ND, columns_MD):
+    if table_NM is None and fits_in_a_tile(rows_ND, columns_MD):
         table_NM = rows_ND @ columns_MD.T
     if table_NM is not None:
         return _whole(table_NM, task)
     found: tuple[Tensor, Tensor, Tensor] = _Tiled.apply(rows_ND, columns_MD, task)
-    return Found(*found)
+    return CrossEntropyResult(*found)
 
 
-def fits(rows_ND: Tensor, columns_MD: Tensor) -> bool:
+def fits_in_a_tile(rows_ND: Tensor, columns_MD: Tensor) -> bool:
     """Whether the table of similarities is small enough to be kept whole."""
     return int(rows_ND.shape[0]) * int(columns_MD.shape[0]) <= _tile_elements(rows_ND)
 
 
-def _whole(table_NM: Tensor, task: Search) -> Found:
+def _whole(table_NM: Tensor, task: CrossEntropyTask) -> CrossEntropyResult:
     mask_NM = task.false(slice(0, table_NM.shape[0]), slice(0, table_NM.shape[1]))
     if task.margin is not None:
         above_NM = contrastive.above_positive(table_NM, task.positive_N, task.margin)
@@ -92,12 +94,12 @@ def _whole(table_NM: Tensor, task: Search) -> Found:
         logits_NM = contrastive.masked_logits(logits_NM, mask_NM)
     loss_N = torch.nn.functional.cross_entropy(logits_NM, task.positive_N, reduction="none")
     correct = (logits_NM.detach().argmax(-1) == task.positive_N).sum()
-    return Found(loss_N, correct, correct.new_zeros(()) if mask_NM is None else mask_NM.sum())
+    return CrossEntropyResult(loss_N, correct, correct.new_zeros(()) if mask_NM is None else mask_NM.sum())
 
 
 class _Tiled(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, rows_ND: Tensor, columns_MD: Tensor, task: Search) -> tuple[Tensor, Tensor, Tensor]:
+    def forward(ctx: Any, rows_ND: Tensor, columns_MD: Tensor, task: CrossEntropyTask) -> tuple[Tensor, Tensor, Tensor]:
         tiles = _Tiles(rows_ND, columns_MD, task)
         lse_N, loss_N = rows_ND.new_empty(rows_ND.shape[0]), rows_ND.new_empty(rows_ND.shape[0])
         correct = torch.zeros((), dtype=torch.int64, device=rows_ND.device)
@@ -139,7 +141,7 @@ class _Tiled(torch.autograd.Function):
 class _Tiles:
     """Tiles of the table of masked logits, as square as the sides allow, of bounded memory."""
 
-    def __init__(self, rows_ND: Tensor, columns_MD: Tensor, task: Search) -> None:
+    def __init__(self, rows_ND: Tensor, columns_MD: Tensor, task: CrossEntropyTask) -> None:
         self._rows_ND, self._columns_MD, self._task = rows_ND, columns_MD, task
         N, M = rows_ND.shape[0], columns_MD.shape[0]
         elements = _tile_elements(rows_ND)

@@ -14,7 +14,7 @@ INNER = "inner."
 
 
 class WrappedModel(nn.Module):
-    """``inner``, tokenised, collated and ranked as it is. What else it has in public is read from it and written to it.
+    """Wraps a model. Tokenisation, collation and scoring are delegated, and so are all other public attributes.
 
     A class derived from this one calls :meth:`_share` at the end of its ``__init__``, or where its own attributes are
     set: those stay its own.

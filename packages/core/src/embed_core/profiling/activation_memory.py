@@ -18,7 +18,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from embed_core.batch.chunks import Cutting
+from embed_core.batch.chunks import ChunkRule
 from embed_core.embeddings import values
 from embed_core.hardware.oom import is_out_of_memory
 from embed_core.profiling.storage_tracker import StorageTracker
@@ -47,7 +47,7 @@ class Trace:
         return float(self.alive.max())
 
 
-def watched(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], *, backward: bool = True) -> Trace:
+def trace_on_cpu(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], *, backward: bool = True) -> Trace:
     """Trace of ``forward`` (which returns the tensors whose gradient is taken) and its backward, on CPU.
 
     ``known`` are tensors that were there before. Gradients of leaves should be: where they have none they count.
@@ -61,7 +61,7 @@ def watched(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], *,
     return Trace(np.array(watch.traced, dtype=np.float64), after_forward)
 
 
-def allocated(forward: Callable[[], Sequence[Tensor]], device: str) -> Trace:
+def trace_on_gpu(forward: Callable[[], Sequence[Tensor]], device: str) -> Trace:
     """The same on a GPU, by its allocator: what is kept after the forward, and the peak."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
@@ -96,7 +96,7 @@ class ActivationFit:
         return Trace(np.maximum(alive, 0.0), self.after_forward)
 
 
-def fit(samples: Sequence[Sample]) -> ActivationFit:
+def fit_activations(samples: Sequence[Sample]) -> ActivationFit:
     """By least squares from samples of several numbers of texts (two at least: some operations are left out for a
     single one) and, where the model's items differ in length, of several lengths."""
     traces = [trace for _, _, trace in samples]
@@ -129,17 +129,17 @@ class ChunkProbe:
 
     def padded(self, length: int) -> int:
         """What ``length`` tokens are padded to in a chunk of such texts."""
-        multiple = Cutting.of(self.model, length).multiple
+        multiple = ChunkRule.of(self.model, length).multiple
         return -(-length // multiple) * multiple
 
     def trace(self, encoded: Sequence[Encoded]) -> Trace:
         """Of one chunk."""
         inputs = self._inputs(encoded)
         if self.device != "cpu":
-            return allocated(lambda: self._forward(inputs), self.device)
+            return trace_on_gpu(lambda: self._forward(inputs), self.device)
         gradients = [p.grad for p in self.model.parameters() if p.grad is not None]
         known = [*self.model.parameters(), *self.model.buffers(), *gradients, *inputs.values()]
-        return watched(lambda: self._forward(inputs), known)
+        return trace_on_cpu(lambda: self._forward(inputs), known)
 
     def run(self, encoded: Sequence[Encoded]) -> None:
         """Forward and backward of one chunk."""

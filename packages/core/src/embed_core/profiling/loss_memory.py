@@ -19,7 +19,7 @@ from embed_core.batch.collate import make_host_batch
 from embed_core.batch.global_batch import GlobalBatch
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import map_values, offsets_of, select, values
-from embed_core.profiling.activation_memory import allocated, watched
+from embed_core.profiling.activation_memory import trace_on_cpu, trace_on_gpu
 from embed_core.protocols import shares_rows
 from embed_core.types import Batch, Embeddings, Example, MultiVectors, SparseVectors
 
@@ -93,9 +93,9 @@ class LossProbe:
         own = list(self.loss.parameters()) if isinstance(self.loss, nn.Module) else []
         leaves = [*values(texts), *own]
         if self.device != "cpu":
-            return allocated(forward, self.device).peak, seconds
+            return trace_on_gpu(forward, self.device).peak, seconds
         known = [*leaves, *(leaf.grad for leaf in leaves if leaf.grad is not None)]
-        return watched(forward, known).peak, seconds
+        return trace_on_cpu(forward, known).peak, seconds
 
 
 def synthetic(sample: Embeddings, tokens: int, lengths: Sequence[int]) -> Embeddings:

@@ -11,7 +11,7 @@ from embed_core.profiling.flops import cost_of
 from embed_core.protocols import Announce
 
 
-class Meter:
+class MfuMeter:
     """FLOPs of a run's steps and the peak of its devices. Made on all ranks at once: it is a collective."""
 
     def __init__(self, model: nn.Module, precision: str, ranks: Ranks, announce: Announce) -> None:

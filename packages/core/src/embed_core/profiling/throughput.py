@@ -11,10 +11,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from embed_core.batch.chunks import Cutting
+from embed_core.batch.chunks import ChunkRule
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
-from embed_core.profiling.activation_memory import ActivationFit, ChunkProbe, Sample, fit, largest
+from embed_core.profiling.activation_memory import ActivationFit, ChunkProbe, Sample, fit_activations, largest
 from embed_core.profiling.model_state_memory import HALF
 from embed_core.types import Encoded
 from embed_core.zero.engine import Trainable, apply_engine_options
@@ -91,11 +91,13 @@ def activations(probe: ChunkProbe, encoded: Sequence[Encoded], budget: int) -> A
     """Bytes of chunks by their texts and length, from a few that run: tiny ones on a CPU, real ones on a GPU."""
     if probe.device == "cpu":
         short, long = _two_lengths(encoded, WATCHED_TOKENS)
-        return fit([_sample(probe, one, texts) for texts, one in ((2, short), (3, short), (2, long))])
+        return fit_activations([_sample(probe, one, texts) for texts, one in ((2, short), (3, short), (2, long))])
     short, long = _two_lengths(encoded, budget)
     texts = max(2, largest(lambda n: n * long.length <= budget and probe.fits([long] * n), budget // long.length))
     probe.run([long])  # what libraries allocate at their first call is not the chunk's
-    return fit([_sample(probe, one, n) for n, one in ((texts, long), (max(1, texts // 2), long), (texts, short))])
+    return fit_activations(
+        [_sample(probe, one, n) for n, one in ((texts, long), (max(1, texts // 2), long), (texts, short))]
+    )
 
 
 def _sample(probe: ChunkProbe, one: Encoded, texts: int) -> Sample:
@@ -140,7 +142,7 @@ def _only(count: float, device: str) -> Iterator[None]:
 
 def tokens_per_second(probe: ChunkProbe, encoded: Sequence[Encoded], budget: int, *, twice: bool) -> float:
     """Real tokens per second of some chunks of a share, forward and backward; ``twice`` with a forward before it."""
-    cutting = Cutting.of(probe.model, budget)
+    cutting = ChunkRule.of(probe.model, budget)
     chunks = cutting.cut(cutting.lengths(encoded))
     # Spread over the lengths, and the longest once beforehand: first calls take longer.
     picked = [chunks[i * (len(chunks) - 1) // max(1, TIMED_CHUNKS - 1)] for i in range(TIMED_CHUNKS)]

@@ -4,18 +4,16 @@ from __future__ import annotations
 
 from array import array
 from itertools import chain
-from typing import TYPE_CHECKING, Protocol, runtime_checkable
+from typing import TYPE_CHECKING
 
-from embed_core.datasets.shared_ids import SharedIds, blocks_of, shared_ids
+from embed_core.datasets.dedup import SharedIds, shared_ids
+from embed_core.datasets.wrappers import identity_blocks
 from embed_core.errors import ConfigError
 from embed_core.samplers.epoch import EpochSampler, check_batch_size, row_type
 
 if TYPE_CHECKING:
-    from collections.abc import Callable
-
     import numpy as np
 
-    from embed_core.datasets.shared_ids import Blocks
     from embed_core.protocols import Announce, Dataset
 
 ATTEMPTS = 3
@@ -25,15 +23,6 @@ COMPARISONS_PER_ROW = 10
 
 BLOCK = 1 << 16
 """Rows of an order that are Python integers at a time."""
-
-
-@runtime_checkable
-class HasIdentityBlocks(Protocol):
-    """A dataset that gives the identities of all rows faster than row by row; no part of the dataset's contract."""
-
-    def identity_blocks(self) -> Blocks:
-        """(how many each row has, the 64-bit identities row after row), in blocks, the same at every call."""
-        ...
 
 
 class NoDuplicatesSampler(EpochSampler):
@@ -47,7 +36,7 @@ class NoDuplicatesSampler(EpochSampler):
     def __init__(self, dataset: Dataset, seed: int, batch_size: int, announce: Announce) -> None:
         super().__init__(seed, batch_size)
         check_batch_size(dataset, batch_size)
-        self.identities = shared_ids(_blocks(dataset))
+        self.identities = shared_ids(identity_blocks(dataset))
         first = self._packed(0, 0)
         self._first: np.ndarray | None = first
         self.draws_per_epoch = len(first)
@@ -151,10 +140,3 @@ def _repacked(short: list[list[int]], left: list[int], identities: SharedIds, ba
             left = [row for row in left if row not in gone]
             short = [rest for donor in short if (rest := [row for row in donor if row not in gone])]
     return full
-
-
-def _blocks(dataset: Dataset) -> Callable[[], Blocks]:
-    """Identities of all rows, from the dataset's own blocks where it has them."""
-    if isinstance(dataset, HasIdentityBlocks):
-        return dataset.identity_blocks
-    return blocks_of(dataset.identities(row) for row in range(len(dataset)))

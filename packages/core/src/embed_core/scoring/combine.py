@@ -1,11 +1,11 @@
-"""Kinds of score by name, and their weighted sum."""
+"""Scores by kind, of which dense ones are computed here, and their weighted sum."""
 
 from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
+from embed_core.embeddings import missing_kind
 from embed_core.errors import ConfigError, did_you_mean
-from embed_core.scoring.dense import dense_scores
 from embed_core.scoring.multi_vector import multi_vector_scores
 from embed_core.scoring.sparse import sparse_scores
 
@@ -15,6 +15,16 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from embed_core.types import Embeddings, ScoreWeights
+
+
+def dense_scores(q: Embeddings, p: Embeddings) -> Tensor:
+    """Dot products ``[B, P]``; cosines where the model normalises. Raises ConfigError where a side has no vectors."""
+    if q.dense_ND is None:
+        raise missing_kind(q, "dense")
+    if p.dense_ND is None:
+        raise missing_kind(p, "dense")
+    return q.dense_ND @ p.dense_ND.T
+
 
 _KINDS = {"dense": dense_scores, "sparse": sparse_scores, "multi": multi_vector_scores}
 

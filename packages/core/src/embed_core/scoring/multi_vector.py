@@ -12,8 +12,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from embed_core.embeddings import offsets_of
-from embed_core.scoring.dense import missing
+from embed_core.embeddings import missing_kind, offsets_of
 from embed_core.types import MultiVectors
 
 if TYPE_CHECKING:
@@ -35,9 +34,9 @@ def multi_vector_scores(q: Embeddings, p: Embeddings) -> Tensor:
     holds it (uint8 up to 256 tokens). Raises ConfigError where a side has no token vectors.
     """
     if q.multi is None:
-        raise missing(q, "multi")
+        raise missing_kind(q, "multi")
     if p.multi is None:
-        raise missing(p, "multi")
+        raise missing_kind(p, "multi")
     differentiate = torch.is_grad_enabled() and (q.multi.vectors_TC.requires_grad or p.multi.vectors_TC.requires_grad)
     if differentiate:
         sums_BP = _SumOfMaxima.apply(q.multi.vectors_TC, p.multi.vectors_TC, q.multi.offsets_N1, p.multi.offsets_N1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 from torch import Tensor
 
-from embed_core.scoring.dense import missing
+from embed_core.embeddings import missing_kind
 from embed_core.types import SparseVectors
 
 if TYPE_CHECKING:
@@ -32,9 +32,9 @@ def sparse_scores(q: Embeddings, p: Embeddings) -> Tensor:
     tiles. Raises ConfigError where a side has no lexical weights.
     """
     if q.sparse is None:
-        raise missing(q, "sparse")
+        raise missing_kind(q, "sparse")
     if p.sparse is None:
-        raise missing(p, "sparse")
+        raise missing_kind(p, "sparse")
     scores_BP: Tensor = _LexicalDot.apply(*q.sparse, *p.sparse)
     return scores_BP
 

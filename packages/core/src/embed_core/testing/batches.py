@@ -87,6 +87,7 @@ def permuted(batch: Batch, targets: Targets, order: Sequence[int]) -> tuple[Batc
         positive_offsets_B1=_offsets([known[row + 1] - known[row] for row in order]),
         scores_P=None if targets.scores_P is None else targets.scores_P[columns_P],
         step=targets.step,
+        in_batch_B=None if targets.in_batch_B is None else targets.in_batch_B[rows_B],
     )
     return Batch(_reordered(batch.query, order), _reordered(batch.passage, columns)), moved
 

@@ -1,4 +1,4 @@
-"""What building components starts from: the same context and seeds in a run and in the commands that look at one."""
+"""Makes the build context and sets the seeds, alike in a run and in the commands that inspect one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def build_context(
 
 
 def seed_everything(seed: int) -> None:
-    """Python's, numpy's and torch's generators: what a component draws while it is built is then the same again."""
+    """Seed the generators of Python, numpy and torch, so that building a component draws the same numbers again."""
     import numpy as np
     import torch
 

@@ -1,4 +1,4 @@
-"""Training states on disk: written under a temporary name, renamed when complete, the last K and the best kept.
+"""Checkpoints (training states) of a run: saved on schedule, pruned to the last K and the best, loaded by a resume.
 
 A state is DeepSpeed's own (weights, optimizer, per rank) plus ``state.json``, which also lists DeepSpeed's files and
 their sizes: with a file missing DeepSpeed would go on, without the optimizer's state. Nothing else has to be saved: the
@@ -25,23 +25,23 @@ _NAME = re.compile(r"step-(\d{8})")
 
 @dataclass
 class TrainState:
-    """What a resume needs besides DeepSpeed's files."""
+    """The part of a checkpoint that is not DeepSpeed's."""
 
     step: int = 0
     evaluations: dict[int, dict[str, float]] = field(default_factory=dict)
     best_step: int | None = None
     best_value: float | None = None
     skipped: int = 0
-    """Steps whose loss or gradient was not finite."""
+    """The number of steps whose loss or gradient was not finite."""
     skipped_in_a_row: int = 0
     phase: int = 0
-    """Which of the run's phases, from 0."""
+    """The number of the phase, from 0."""
     phase_start: int = 0
-    """Steps done when the phase began."""
+    """Optimizer steps that were done when the phase began."""
     world_size: int = 1
     zero_stage: int = 0
     identity: dict[str, Any] = field(default_factory=dict)
-    """What must not change between start and resume: model, data, sampler, seed, precision."""
+    """Settings that must not change between start and resume: model, data, sampler, seed, precision."""
 
 
 class CheckpointStore:
@@ -51,14 +51,14 @@ class CheckpointStore:
         self.folder, self.keep_last, self.ranks = folder, keep_last, ranks
 
     def steps(self) -> list[int]:
-        """Steps with a complete state, ascending."""
+        """The steps that have a complete checkpoint, ascending."""
         if not self.folder.is_dir():
             return []
         names = (_NAME.fullmatch(path.name) for path in self.folder.iterdir())
         return sorted(int(match.group(1)) for match in names if match)
 
     def save(self, engine: Any, state: TrainState) -> None:
-        """Write a state. A collective; complete on disk for every rank when it returns."""
+        """Save a checkpoint under a temporary name and rename it. A collective; it is complete when it returns."""
         target = self.path(state.step)
         temporary = target.with_name(f".{target.name}.tmp")
         if self.ranks.rank == 0:
@@ -74,12 +74,12 @@ class CheckpointStore:
         self.ranks.barrier()
 
     def note(self, state: TrainState) -> None:
-        """Add what was evaluated since to the state of ``state.step``, if that was saved. Rank 0's task."""
+        """Add later evaluations to the checkpoint of ``state.step``, if there is one. Called on rank 0."""
         if state.step in self.steps():
             _write_state(self.path(state.step), state)
 
     def clear_leftovers(self) -> None:
-        """Remove the states that a kill left half written. Rank 0's task."""
+        """Remove checkpoints that a kill left half written. Called on rank 0."""
         for pattern in (".step-*.tmp", ".step-*.old"):
             for path in self.folder.glob(pattern):
                 shutil.rmtree(path)
@@ -103,7 +103,7 @@ class CheckpointStore:
         return state
 
     def load(self, engine: Any, step: int) -> None:
-        """Load DeepSpeed's part of a state into the engine, a collective. Raises CheckpointError for a damaged one."""
+        """Load DeepSpeed's part of a checkpoint into the engine, a collective. Raises CheckpointError if damaged."""
         try:
             path, _ = engine.load_checkpoint(str(self.path(step)), tag="deepspeed", load_lr_scheduler_states=False)
             cause = "DeepSpeed's part is missing" if path is None else ""
@@ -115,7 +115,7 @@ class CheckpointStore:
             raise CheckpointError(f"{self.path(step)}: {cause}: delete it to resume from an earlier state")
 
     def path(self, step: int) -> Path:
-        """The folder of a step's state."""
+        """The folder of a step's checkpoint."""
         return self.folder / f"step-{step:08d}"
 
     def _prune(self, state: TrainState) -> None:

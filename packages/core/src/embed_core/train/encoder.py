@@ -1,4 +1,4 @@
-"""The model as evaluators see it: no gradient, length-sorted chunks, every rank working on its own texts."""
+"""The model as evaluators see it: it encodes without gradient, in length-sorted chunks, each rank its own texts."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ class EngineEncoder:
     def __init__(
         self, engine: Any, model: Model, config: EngineConfig, ranks: Ranks, tokens: Tokenizes | None = None
     ) -> None:
-        """``tokens`` tokenises in the model's place: what keeps its token lists from one evaluation to the next."""
+        """``tokens`` tokenises in place of the model, and may keep token lists from one evaluation to the next."""
         self.engine, self.model, self.config, self.ranks = engine, model, config, ranks
         self.tokens: Tokenizes = tokens if tokens is not None else model
         self.scores: Mapping[str, ScoreWeights] = model.scores
         self.rank, self.world_size = ranks.rank, ranks.world_size
 
     def encode(self, items: Sequence[Item], role: Role) -> Embeddings:
-        """Embeddings of ``items`` in their order on this rank. Under ZeRO-3 a collective, also with no items."""
-        # A rank without texts still takes part in the forwards, and learns from one what its embeddings look like.
+        """Encode ``items`` on this rank, in their order. Under ZeRO-3 a collective, also where there are no items."""
+        # A rank without texts takes part in the forwards with an empty one, and so learns the kinds of embeddings.
         texts = list(items) or [""]
         encoded = self.tokens.tokenize(texts, role, [None] * len(texts))
         training = self.engine.module.training

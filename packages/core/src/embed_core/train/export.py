@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import sys
 from collections.abc import Mapping
+from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
@@ -68,6 +69,7 @@ def run_card(
     )
 
 
+@cache
 def versions() -> dict[str, str]:
     """Versions of Python, of embed-core and of the libraries that compute."""
     found = {"python": sys.version.split()[0]}

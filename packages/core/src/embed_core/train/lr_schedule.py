@@ -1,4 +1,7 @@
-"""The learning rate as a pure function of the step: nothing to save, nothing to resume wrongly."""
+"""Learning-rate schedules. A rate is a pure function of the step, so there is no state to save or to resume.
+
+The names of the schedules are the values of ``train.schedule.kind`` (:class:`embed_core.config.run.ScheduleConfig`).
+"""
 
 from __future__ import annotations
 
@@ -8,14 +11,14 @@ from embed_core.config.run import ScheduleConfig
 
 
 def warmup_steps(schedule: ScheduleConfig, total_steps: int) -> int:
-    """Steps of warm-up: ``warmup_steps`` where set, else the share ``warmup_ratio`` rounded up."""
+    """The number of warm-up steps: ``warmup_steps`` where set, else ``warmup_ratio`` of all steps, rounded up."""
     if schedule.warmup_steps is not None:
         return schedule.warmup_steps
     return math.ceil(schedule.warmup_ratio * total_steps)
 
 
-def factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
-    """Multiplier of the learning rate for the optimizer step that follows ``step`` done ones.
+def learning_rate_factor(schedule: ScheduleConfig, step: int, total_steps: int) -> float:
+    """The multiplier of the learning rate for the optimizer step after ``step`` steps.
 
     The warm-up rises linearly and reaches 1 at its last step; the decay would reach 0 at ``total_steps``.
     """

@@ -1,4 +1,4 @@
-"""Losses and gradients that are NaN or infinite: stop the run, or skip the step and count it (`train.non_finite`)."""
+"""Handles losses and gradients that are NaN or infinite: stops the run, or skips the step (`train.non_finite`)."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ from embed_core.train.checkpoint import TrainState
 from embed_core.train.step import StepOutput
 
 IN_A_ROW = 10
-"""So many skipped steps one after another are no accident: the weights themselves give them."""
+"""After so many skipped steps in a row the run stops: the weights themselves are broken."""
 SHOWN_ROWS = 8
 
 
-class FiniteGuard:
-    """Told how every step went; the weights are untouched by a step that it hears of as failed."""
+class NonFiniteGuard:
+    """Stops the run at a non-finite step, or skips and counts it. A skipped step leaves the weights unchanged."""
 
     def __init__(self, policy: Literal["stop", "skip"], state: TrainState, announce: Announce) -> None:
         self._policy, self._state, self._announce = policy, state, announce
 
     def passed(self) -> None:
-        """The step was taken."""
+        """Note that the optimizer stepped."""
         self._state.skipped_in_a_row = 0
 
     def failed(self, what: str, value: float, batches: Sequence[StepOutput]) -> None:
-        """``what`` (the loss, the gradient norm) of ``batches`` is ``value``. Raises EmbedError unless it may be."""
+        """Handle a loss or gradient norm (``what``) that is ``value``. Raises EmbedError where the run has to stop."""
         state = self._state
         rows = [row for batch in batches for row in batch.row_ids.tolist()]
         shown = ", ".join(map(str, rows[:SHOWN_ROWS])) + (", …" if len(rows) > SHOWN_ROWS else "")
@@ -49,12 +49,12 @@ class FiniteGuard:
         return {"skipped": float(self._state.skipped)} if self._state.skipped else {}
 
     def summary(self) -> str | None:
-        """One line for the end of the run, where something was skipped."""
+        """One line for the end of the run; ``None`` where no step was skipped."""
         if not self._state.skipped:
             return None
         return f"{self._state.skipped} of {self._state.step} steps were skipped: their loss or gradient was not finite"
 
 
-def first_bad(losses: Iterable[Tensor]) -> float | None:
-    """The first that is not a finite number."""
+def first_non_finite(losses: Iterable[Tensor]) -> float | None:
+    """The first loss that is not finite; ``None`` where all are."""
     return next((value for value in map(float, losses) if not math.isfinite(value)), None)

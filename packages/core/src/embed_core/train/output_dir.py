@@ -1,4 +1,4 @@
-"""The output directory: refuses to overwrite, tells runs from other folders, renames finished things into place."""
+"""The output directory of a run: it refuses to overwrite, and finished files are renamed into place."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PHASES = "phases"
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlruns")
 OURS = (STATUS, CHECKPOINTS, EXPORT, PHASES, "config.yaml", "metrics.jsonl", *TRACKERS)
 LEFT_OVER = (f".{EXPORT}.tmp", f".{EXPORT}.old", f".{STATUS}.tmp", ".config.yaml.tmp", "metrics.jsonl.tmp")
-"""What a kill may leave behind of things not yet renamed into place."""
+"""Temporary names that a kill may leave behind."""
 
 
 class OutputDir:
@@ -34,7 +34,7 @@ class OutputDir:
         return self.path / PHASES / name
 
     def check(self, *, resume: bool, overwrite: bool) -> None:
-        """Whether this run may write here. Changes nothing. Raises CheckpointError with what to do instead."""
+        """Check that this run may write here, and change nothing. Raises CheckpointError with what to do instead."""
         if not self.path.exists():
             if resume:
                 raise CheckpointError(
@@ -96,7 +96,7 @@ class OutputDir:
         write_text(self.path / STATUS, json.dumps(facts, indent=2, ensure_ascii=False) + "\n")
 
     def _check_writable(self) -> None:
-        """The nearest existing parent decides."""
+        """Raises CheckpointError where the nearest existing parent cannot be written."""
         parent = self.path
         while not parent.exists():
             parent = parent.parent

@@ -1,4 +1,4 @@
-"""A run's phases: what each trains on, and how the weights pass from one to the next.
+"""The phases of a run: builds what each trains on, and passes the weights from one to the next.
 
 A phase has a new engine around a model built anew, into which the weights that the phase before left are loaded: hooks
 and shards that DeepSpeed leaves in a model do not survive it, at any stage.
@@ -49,27 +49,27 @@ class Phases:
                 )
 
     def build_ahead(self, first: int) -> None:
-        """The data of the phases from ``first`` on: a missing file shows now, not after the phases before it. What is
+        """Build the data of the phases from ``first`` on, so that a missing file shows now. Data that is
         made with the model of the phases before is left for later."""
         for number in range(first, len(self)):
             if not self.configs[number].data.waits():
                 self._build(number)
 
     def data(self, number: int) -> tuple[Dataset, Sampler]:
-        """Rows and batches of a phase, built now where they were not built ahead."""
+        """The dataset and the sampler of a phase, built now where they were not built ahead."""
         if number not in self._built:
             self._build(number)
         return self._built[number]
 
     def context_of(self, number: int) -> BuildContext:
-        """What a component of the phase is built from. It shares the run's dataset with that of the other phases."""
+        """The build context of a phase. All phases share the run's dataset."""
         name = self.names[number]
         folder = self.outputs.phase(name) if name else None
         self.context.dataset()
         return replace(self.context, phase=name, phase_dir=folder)
 
     def total_steps(self, before: int, number: int) -> int:
-        """Steps of the run, of which ``before`` were done before phase ``number``. A phase that cannot be built yet
+        """All steps of the run, of which ``before`` come before phase ``number``. A phase that cannot be built yet
         counts as if it had as many rows as the run's own dataset."""
         later = range(number, len(self))
         return before + sum(self._steps[n] if n in self._steps else self._expected(n) for n in later)
@@ -87,7 +87,7 @@ class Phases:
         self._steps[number] = Pace.of(config, sampler).total_steps
 
 
-class Weights:
+class PhaseModels:
     """Builds the model of each phase."""
 
     def __init__(self, configs: Sequence[RunConfig], given: Model | None) -> None:
@@ -96,15 +96,15 @@ class Weights:
         self.configs, self.given = configs, given
 
     def build(self, context: BuildContext, number: int) -> Model:
-        """The model of phase ``number`` as it is at the run's start."""
+        """Build the model of phase ``number`` with the weights that it has at the start of a run."""
         if self.given is None:
             seed_everything(self.configs[number].seed)
             return self.configs[number].model.build(context)
         return self.given if number == len(self.configs) - 1 else copy.deepcopy(self.given)
 
 
-def load(model: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
-    """Rank 0's ``state`` (:func:`embed_core.zero.state.full_state`) into ``model``, on CPU, of every rank.
+def load_weights(model: nn.Module, state: Mapping[str, Tensor], ranks: Ranks) -> None:
+    """Load rank 0's ``state`` (:func:`embed_core.zero.state.full_state`) into every rank's ``model``, on CPU.
 
     Raises ConfigError, on every rank, where the model of a phase has other weights than that of the phase before.
     """
@@ -134,8 +134,8 @@ def _broadcast(value: Tensor, ranks: Ranks) -> Tensor:
     return moved.to("cpu")
 
 
-def release(destroy: Callable[[], Any]) -> None:
-    """The memory of an engine that is no longer used."""
+def free_engine(destroy: Callable[[], Any]) -> None:
+    """Free the memory of an engine that is no longer used."""
     destroy()
     gc.collect()
     if torch.cuda.is_available():

@@ -17,6 +17,7 @@ from embed_core.acceleration import auto
 from embed_core.config.registry import Registry
 from embed_core.config.resolve import default_output_dir, plain
 from embed_core.config.run import RunConfig
+from embed_core.datasets.wrappers import check_loss
 from embed_core.distributed.process_group import RankLostError, Ranks, is_lost_rank, join
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.events import RunEvent
@@ -26,7 +27,7 @@ from embed_core.train.build import build_context, seed_everything
 from embed_core.train.checkpoint import CheckpointStore, TrainState, check_same_run
 from embed_core.train.export import export_model, versions
 from embed_core.train.output_dir import EXPORT, OutputDir, write_text
-from embed_core.train.phases import Phases, Weights, load, release
+from embed_core.train.phases import PhaseModels, Phases, free_engine, load_weights
 from embed_core.train.trainer import Components, Pace, Runtime, Trainer
 from embed_core.zero.engine import Trainable, initialize
 from embed_core.zero.state import full_state
@@ -34,7 +35,7 @@ from embed_core.zero.state import full_state
 
 @dataclass(frozen=True)
 class Options:
-    """How to run, as opposed to what."""
+    """Options that say how to run; the config says what."""
 
     resume: bool = False
     overwrite: bool = False
@@ -49,7 +50,7 @@ class Options:
 
 @dataclass(frozen=True)
 class RunResult:
-    """What a finished run leaves."""
+    """The results of a finished run."""
 
     output_dir: Path
     export_dir: Path
@@ -68,7 +69,7 @@ def run(config: RunConfig, manager: pluggy.PluginManager, registry: Registry, op
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them")
     ranks = join(config.engine.device)
     announce: Announce = options.announce if ranks.rank == 0 else lambda line: None
-    config = replace_output(config, ranks)
+    config = with_output_dir(config, ranks)
     assert config.output_dir is not None
     session = _Session(config, manager, registry, replace(options, announce=announce), ranks)
     try:
@@ -89,7 +90,7 @@ def run(config: RunConfig, manager: pluggy.PluginManager, registry: Registry, op
     return result
 
 
-def replace_output(config: RunConfig, ranks: Ranks) -> RunConfig:
+def with_output_dir(config: RunConfig, ranks: Ranks) -> RunConfig:
     """The config with its output directory decided, the same on all ranks."""
     path = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
     return config.model_copy(update={"output_dir": Path(ranks.broadcast(str(path)))})
@@ -104,7 +105,7 @@ class _Session:
         assert config.output_dir is not None
         self.given = config
         """The config as the user has it, which is written down. ``config`` has `auto` resolved for this machine."""
-        self.config = config.model_copy(update={"engine": auto.chosen(config.engine, ranks, options.announce)})
+        self.config = config.model_copy(update={"engine": auto.resolve_auto(config.engine, ranks, options.announce)})
         self.registry, self.options, self.ranks = registry, options, ranks
         self.outputs = OutputDir(config.output_dir)
         self.observers = RunObservers(manager, self.config, config.output_dir)
@@ -129,7 +130,7 @@ class _Session:
         held_out = context.dataset()
         evaluators = tuple(e.build(context, held_out) for e in self.config.evaluation)
         self.phases.build_ahead(first)
-        self.models = Weights(self.phases.configs, options.model)
+        self.models = PhaseModels(self.phases.configs, options.model)
         checkpointer = self.config.checkpoint.build(context)
         weights: Mapping[str, Tensor] | None = None
         last = len(self.phases) - 1
@@ -155,8 +156,9 @@ class _Session:
         model = self.models.build(context, number)
         module: Any = model
         if weights is not None:
-            load(module, weights, self.ranks)
+            load_weights(module, weights, self.ranks)
         loss = self.phases.configs[number].loss.build(replace(context, model=model))
+        check_loss(loss, dataset)
         return Components(model, dataset, sampler, loss, evaluators)
 
     def _train(self, number: int, parts: Components, saved: TrainState | None) -> Trainer:
@@ -196,7 +198,7 @@ class _Session:
         self.phases.context.encoder = None
         model: Any = trainer.parts.model
         weights = full_state(trainer.engine, model, self.ranks)
-        release(trainer.engine.destroy)
+        free_engine(trainer.engine.destroy)
         return weights
 
     def _state(self, run: RunConfig, parts: Components, number: int) -> TrainState:

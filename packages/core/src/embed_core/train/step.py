@@ -1,4 +1,4 @@
-"""One forward and backward over a global batch: encode in chunks, put back in order, gather, loss, backward.
+"""Runs one forward and backward over a global batch: encode in chunks, reorder, gather, loss, backward.
 
 Two strategies give the same gradient. *Direct* keeps the graphs of all chunks until the backward. *Cached* (GradCache,
 Gao et al. 2021, arXiv 2101.06983) encodes without graphs, takes the loss's gradient of the embeddings, and encodes
@@ -14,7 +14,7 @@ from typing import Any, NamedTuple, TypeVar, cast
 import torch
 from torch import Tensor
 
-from embed_core.batch.chunks import Chunks, Sizes
+from embed_core.batch.chunks import Chunks, ChunkSizes
 from embed_core.batch.collate import HostBatch
 from embed_core.batch.global_batch import GlobalBatch
 from embed_core.config.run import EngineConfig
@@ -24,7 +24,7 @@ from embed_core.embeddings import detach, map_values, select, values
 from embed_core.errors import EmbedError
 from embed_core.hardware.oom import OutOfMemoryError, first_line, is_out_of_memory
 from embed_core.protocols import Announce, Loss, Model, shares_rows
-from embed_core.train.strategy import Fit, Probe, Strategy
+from embed_core.train.strategy import Probe, Strategy, StrategyChooser
 from embed_core.types import Batch, Embeddings, LossOutput
 from embed_core.zero.reset import reserved_bytes
 
@@ -46,9 +46,9 @@ class RankNotes(NamedTuple):
     text_tokens: int
 
     @property
-    def sizes(self) -> Sizes:
+    def sizes(self) -> ChunkSizes:
         """The sizes of the rank's chunks."""
-        return Sizes(self.chunks, self.padded_tokens, self.chunk_tokens, self.text_tokens)
+        return ChunkSizes(self.chunks, self.padded_tokens, self.chunk_tokens, self.text_tokens)
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +69,7 @@ class StepOutput:
 
 
 class Step:
-    """Runs global batches through the engine. What it remembers between calls is what fits in memory."""
+    """Runs global batches through the engine. Between calls it remembers only what fits in memory."""
 
     def __init__(
         self,
@@ -81,9 +81,9 @@ class Step:
         announce: Announce = lambda line: None,
     ) -> None:
         self.engine, self.model, self.loss, self.ranks = engine, model, loss, ranks
-        self.fit = Fit(config, ranks, announce)
+        self.chooser = StrategyChooser(config, ranks, announce)
         self._stage = config.effective_stage
-        self._tried: tuple[Sizes, Strategy] | None = None
+        self._tried: tuple[ChunkSizes, Strategy] | None = None
 
     def forward_backward(
         self, host: HostBatch, step: int, *, seed: int = 0, last: bool = True, checkpoint_due: bool = False
@@ -97,12 +97,12 @@ class Step:
         Raises OutOfMemoryError, on all ranks alike, where memory did not suffice and another attempt may be made after
         :func:`embed_core.zero.reset.drop_gradients` and :meth:`shrink`; EmbedError where the ranks cannot go back.
         """
-        config = self.fit.config
+        config = self.chooser.config
         chunks = Chunks(host.encoded, self.model, config, self.ranks, seed, equal=False)
         own = RankNotes(int(checkpoint_due), host.squared_lengths, *chunks.sizes)
         shared = GlobalBatch(host, step, self.ranks, own)
         notes = [RankNotes(*numbers) for numbers in shared.notes]
-        sizes = Sizes.largest([note.sizes for note in notes])
+        sizes = ChunkSizes.largest([note.sizes for note in notes])
         if config.needs_equal_chunks(self.ranks.world_size):
             chunks.equalize(sizes.chunks)
         output, padded_tokens = self._watched(lambda: self._run(chunks, shared, sizes, last), sizes)
@@ -120,26 +120,26 @@ class Step:
     def shrink(self) -> None:
         """Take less memory from here on, after OutOfMemoryError. Raises EmbedError where less is not possible."""
         assert self._tried is not None, "nothing has failed"
-        self.fit.shrink(*self._tried)
+        self.chooser.shrink(*self._tried)
 
-    def _watched(self, function: Callable[[], T], sizes: Sizes) -> T:
-        """``function``'s result, or one of the two errors of :meth:`forward_backward` where memory does not suffice."""
+    def _watched(self, function: Callable[[], T], sizes: ChunkSizes) -> T:
+        """Call ``function``; where memory runs out raise one of the two errors of :meth:`forward_backward`."""
         try:
             return function()
         except Exception as error:
             if not is_out_of_memory(error):
                 raise
             cause = first_line(error)
-        # Here, where the error and with it the frames that hold its tensors are gone.
+        # Raise outside of the handler: the caught error holds the frames, and so the tensors, of the failed attempt.
         if self.ranks.world_size == 1:
             raise OutOfMemoryError
         raise EmbedError(
             f"rank {self.ranks.rank} ran out of memory where {self.ranks.world_size} ranks cannot go back together "
-            f"({cause}): set {self.fit.remedy(sizes)}"
+            f"({cause}): set {self.chooser.remedy(sizes)}"
         )
 
     def _together(self, function: Callable[[], T], number: int = 0, *, collective: bool = False) -> tuple[T, int]:
-        """``function``'s result, and the sum of ``number`` over the ranks.
+        """Call ``function``, and return its result and the sum of ``number`` over the ranks.
 
         At the end the ranks tell each other whether memory sufficed. Where it did not on one of them, all raise
         OutOfMemoryError, unless ``function`` is ``collective``: the others then wait inside, and nobody can tell them.
@@ -156,14 +156,14 @@ class Step:
             raise OutOfMemoryError
         return cast(T, result), sum(numbers for _, numbers in told)
 
-    def _run(self, chunks: Chunks, shared: GlobalBatch, sizes: Sizes, last: bool) -> tuple[LossOutput, int]:
+    def _run(self, chunks: Chunks, shared: GlobalBatch, sizes: ChunkSizes, last: bool) -> tuple[LossOutput, int]:
         self._tried = (sizes, "cached")
-        if self.fit.must_measure(sizes):
+        if self.chooser.must_measure(sizes):
             reserved = reserved_bytes(self.engine, self.ranks.world_size)
             probes = [self._probe(chunks, number) for number in (len(chunks) - 1, 0)]
             with self.engine.module.together():
-                self.fit.measure(probes, reserved, sizes)
-        strategy = self.fit.strategy(sizes)
+                self.chooser.measure(probes, reserved, sizes)
+        strategy = self.chooser.strategy(sizes)
         self._tried = (sizes, strategy)
         return (self._cached if strategy == "cached" else self._direct)(chunks, shared, last)
 
@@ -187,17 +187,17 @@ class Step:
         flat = [value for leaf in leaves for value in values(leaf)]
         given = iter(torch.autograd.grad(output.loss, flat, retain_graph=bool(own), allow_unused=True))
         gradients = [[next(given) for _ in values(leaf)] for leaf in leaves]
-        # The last chunk first: its graph is there. The others are encoded again.
+        # Start with the last chunk, whose graph is kept; the others are encoded again.
         order = [len(chunks) - 1, *range(len(chunks) - 1)]
 
         def surrogate(place: int) -> Tensor:
             number = order[place]
-            # The product's gradient is the one that was cached; a kind no loss used takes part with zero, so that
-            # under ZeRO-3 every rank runs the same backwards.
+            # The gradient of this product is the cached gradient. A kind of embedding that no loss used takes part
+            # with zeros, so that under ZeRO-3 every rank runs the same backwards.
             encoded = graph.pop() if place == 0 else self._again(chunks, number, final=place == len(chunks) - 1)
             products = [_product(v, g) for v, g in zip(values(encoded), gradients[number], strict=True)]
-            # Parameters of the loss: its graph ends at the cached embeddings, so nothing is counted twice. With the
-            # first chunk, because ZeRO-3 overwrites the last step's gradients at the first backward only.
+            # The loss itself joins, for its own parameters. Its graph ends at the cached embeddings, so nothing is
+            # counted twice. It joins first, because ZeRO-3 overwrites old gradients at the first backward only.
             if place == 0 and own:
                 products.append(output.loss)
             if place == len(chunks) - 1 and self.engine.module.tables is not None:
@@ -210,19 +210,19 @@ class Step:
                 self.engine.backward(surrogate(place))
             return surrogate(len(chunks) - 1)
 
-        # Up to here stages 0 and 1 have communicated nothing: the ranks can still go back together.
+        # Stages 0 and 1 have communicated nothing so far, so the ranks can still go back together.
         final, _ = self._together(all_but_the_last_backward, collective=self._stage >= 2)
         self.engine.set_gradient_accumulation_boundary(last)
         self.engine.backward(final)
         return output, padded_tokens
 
     def _again(self, chunks: Chunks, number: int, *, final: bool) -> Embeddings:
-        """Chunk ``number`` with its graph; tables keep their sums for the ``final`` one, where nothing is sharded."""
+        """Encode chunk ``number`` with its graph. At stage 0 tables hold gradient sums until the ``final`` chunk."""
         with self.engine.module.together(hold=not final and self._stage == 0):
             return chunks.forward(self.engine, number)
 
     def _encode(self, chunks: Chunks, *, graph_of_the_last: bool = False) -> tuple[list[Embeddings], int]:
-        """All chunks' embeddings, and how many tokens the hardware of all ranks saw.
+        """Encode all chunks; also return the padded tokens of all ranks.
 
         With ``graph_of_the_last`` that chunk alone keeps a graph, which takes what every chunk will take in its turn.
         """

@@ -1,4 +1,4 @@
-"""What fits in memory: which strategy a batch gets and how large its chunks are.
+"""Chooses a batch's strategy (direct or cached) and the size of its chunks, by what fits in memory.
 
 Every question is answered from numbers that all ranks have, so all ranks answer alike without asking each other.
 """
@@ -9,7 +9,7 @@ import math
 from collections.abc import Callable, Sequence
 from typing import Any, Literal, NamedTuple
 
-from embed_core.batch.chunks import Sizes
+from embed_core.batch.chunks import ChunkSizes
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import EmbedError
@@ -20,21 +20,21 @@ from embed_core.protocols import Announce
 
 Strategy = Literal["direct", "cached"]
 USABLE = 0.8
-"""Share of the free memory that graphs may fill: the loss, gathered embeddings and fragmentation want the rest."""
+"""The share of free memory that graphs may fill. Loss, gathered embeddings and fragmentation need the rest."""
 LONGER = 1.25
-"""Texts longer by this factor than those measured are measured anew: attention may grow with the square."""
+"""Texts longer by this factor than those measured are measured again: attention may grow with the square."""
 
 
 class Probe(NamedTuple):
-    """A chunk to measure."""
+    """A chunk whose forward is measured."""
 
     forward: Callable[[], Any]
     tokens: int
-    """Of the chunk, padding included."""
+    """Tokens of the chunk, padding included."""
 
 
-class Fit:
-    """``engine.strategy`` and ``engine.token_budget`` as they turn out on this machine."""
+class StrategyChooser:
+    """Resolves ``engine.strategy`` and ``engine.token_budget`` on this machine, and after running out of memory."""
 
     def __init__(self, config: EngineConfig, ranks: Ranks, announce: Announce) -> None:
         self.config, self._ranks, self._announce = config, ranks, announce
@@ -42,12 +42,12 @@ class Fit:
         self._limit = 0.0 if config.strategy == "cached" else math.inf
         """Largest batch, in padded tokens of one rank, that is run directly."""
         self._ceiling = math.inf
-        """The same after direct batches did not fit."""
+        """The same limit, lowered after direct batches ran out of memory."""
         self._measured_text = 0
         self._told: Strategy | None = None
 
-    def strategy(self, sizes: Sizes) -> Strategy:
-        """For a batch whose largest sizes over the ranks are ``sizes``."""
+    def strategy(self, sizes: ChunkSizes) -> Strategy:
+        """The strategy of a batch whose sizes, maximised over the ranks, are ``sizes``."""
         chosen: Strategy = "direct" if sizes.padded_tokens <= min(self._limit, self._ceiling) else "cached"
         if self._auto and self._told == "direct" != chosen and self._ceiling == math.inf:
             self._told = chosen
@@ -57,12 +57,12 @@ class Fit:
             )
         return chosen
 
-    def must_measure(self, sizes: Sizes) -> bool:
+    def must_measure(self, sizes: ChunkSizes) -> bool:
         """Whether the strategy depends on a forward that nobody has measured yet."""
         return self._auto and sizes.text_tokens > LONGER * self._measured_text
 
-    def measure(self, probes: Sequence[Probe], reserved: int, sizes: Sizes) -> None:
-        """Take what the forward of a first and then of a second chunk keeps as the measure of all. A collective.
+    def measure(self, probes: Sequence[Probe], reserved: int, sizes: ChunkSizes) -> None:
+        """Measure what the forwards of a first and of a second chunk keep, as the measure of all chunks. A collective.
 
         The first also makes what all chunks of a batch share, weights in the precision of the arithmetic above all;
         the second keeps what is its own. ``reserved`` bytes of what is free will be needed whatever the strategy. Where
@@ -80,7 +80,7 @@ class Fit:
         # The backward of a chunk takes about as much again as the chunk keeps, one chunk at a time.
         room = USABLE * free - reserved - shared
         limit = room / per_token - probes[-1].tokens if per_token else math.inf
-        # The tightest rank decides, and its figures are the ones to tell.
+        # The rank with the least room decides, and its figures are announced.
         self._limit, free, per_token = min(self._ranks.gather((limit, free, per_token)))
         if first:
             self._tell(sizes, free, per_token)
@@ -91,7 +91,7 @@ class Fit:
         per_token = kept_bytes(own.forward, self._ranks) / own.tokens
         return max(0.0, both - per_token * warm.tokens), per_token
 
-    def _tell(self, sizes: Sizes, free: float, per_token: float) -> None:
+    def _tell(self, sizes: ChunkSizes, free: float, per_token: float) -> None:
         kept = gib(per_token * sizes.padded_tokens) if per_token < math.inf else "more"
         if sizes.padded_tokens <= self._limit:
             self._told = "direct"
@@ -100,7 +100,7 @@ class Fit:
             self._told = "cached"
             self._announce(f"strategy cached: a batch would keep {kept} of {gib(free)} free")
 
-    def shrink(self, sizes: Sizes, failed: Strategy) -> None:
+    def shrink(self, sizes: ChunkSizes, failed: Strategy) -> None:
         """After a batch of these sizes ran out of memory: take less from here on. Raises EmbedError at the end."""
         if failed == "direct" and sizes.chunks > 1:
             self._ceiling = min(self._ceiling, sizes.padded_tokens - 1)
@@ -123,7 +123,7 @@ class Fit:
             f"from here on (engine.token_budget was {before:,})"
         )
 
-    def remedy(self, sizes: Sizes) -> str:
-        """What to set where the run cannot go on by itself."""
+    def remedy(self, sizes: ChunkSizes) -> str:
+        """The setting to name in the error of a run that cannot go on by itself."""
         budget = f"engine.token_budget: {max(1, sizes.chunk_tokens // 2)}"
         return budget if self.config.strategy == "cached" else f"engine.strategy: cached or {budget}"

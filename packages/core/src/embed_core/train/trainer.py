@@ -17,14 +17,14 @@ from embed_core.distributed.seeds import seed_of
 from embed_core.errors import EmbedError
 from embed_core.events import StepEvent
 from embed_core.hardware.oom import OutOfMemoryError, first_line, is_out_of_memory
-from embed_core.profiling.mfu import Meter
+from embed_core.profiling.mfu import MfuMeter
 from embed_core.protocols import Announce, Dataset, Evaluator, Loss, Model, Sampler
 from embed_core.text.token_cache import CachedTokens, Tokenizes, cached_tokens
 from embed_core.train import lr_schedule
 from embed_core.train.checkpoint import CheckpointSchedule, CheckpointStore, TrainState
 from embed_core.train.encoder import EngineEncoder
 from embed_core.train.evaluate import Evaluation
-from embed_core.train.non_finite import FiniteGuard, first_bad
+from embed_core.train.non_finite import NonFiniteGuard, first_non_finite
 from embed_core.train.step import Step, StepOutput
 from embed_core.zero import reset
 from embed_core.zero.optimizer import gradient_norm, gradients_were_refused, set_learning_rate
@@ -91,8 +91,8 @@ class Trainer:
         self.total_steps = max(self.end, total_steps)
         self.batches = Batches(config, parts.dataset, parts.sampler)
         self.step = Step(engine, parts.model, parts.loss, config.engine, self.ranks, self.announce)
-        self.meter = Meter(parts.model, config.engine.precision, self.ranks, self.announce)
-        self.guard = FiniteGuard(config.train.non_finite, state, self.announce)
+        self.meter = MfuMeter(parts.model, config.engine.precision, self.ranks, self.announce)
+        self.guard = NonFiniteGuard(config.train.non_finite, state, self.announce)
         self.tokens = self._cached_tokens()
         self.encoder = EngineEncoder(engine, parts.model, config.engine, self.ranks, self.tokens)
         self.evaluation = Evaluation(parts.evaluators, self.encoder, config.train, state)
@@ -153,11 +153,11 @@ class Trainer:
 
     def _optimizer_step(self, batches: list[HostBatch]) -> StepEvent:
         started, settings = time.perf_counter(), self.config.train
-        factor = lr_schedule.factor(settings.schedule, self.steps_done, self.pace.total_steps)
+        factor = lr_schedule.learning_rate_factor(settings.schedule, self.steps_done, self.pace.total_steps)
         rate = settings.optimizer.learning_rate * factor
         set_learning_rate(self.engine, rate)
         outputs = self._accumulate(batches)
-        bad = first_bad(output.loss for output in outputs)
+        bad = first_non_finite(output.loss for output in outputs)
         if bad is not None:
             # The other ranks have the same loss, and do the same.
             reset.drop_gradients(self.engine)
@@ -192,7 +192,7 @@ class Trainer:
             seed = seed_of(self.config.seed, self.state.step, micro, self.ranks.rank)
             last = micro == len(batches) - 1
             outputs.append(self.step.forward_backward(host, self.state.step, seed=seed, last=last, checkpoint_due=due))
-            if first_bad([outputs[-1].loss]) is not None:
+            if first_non_finite([outputs[-1].loss]) is not None:
                 break
         self.checkpoints.is_due = outputs[0].checkpoint_due
         return outputs

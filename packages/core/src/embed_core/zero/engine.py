@@ -1,4 +1,4 @@
-"""DeepSpeed: one engine for every ZeRO stage and precision, and the few questions the loop asks of it."""
+"""Builds the DeepSpeed engine of a run, for every ZeRO stage and precision, and its JSON config."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.acceleration import auto
-from embed_core.acceleration.activation_checkpointing import enable_checkpointing
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.acceleration.attention import set_attention
 from embed_core.acceleration.compile import compile_encoders
 from embed_core.acceleration.dropout import set_dropout
@@ -30,7 +30,7 @@ BUCKET_ELEMENTS = 500_000_000
 
 
 class Trainable(nn.Module):
-    """What the engine owns: the model, and the loss where that has parameters of its own."""
+    """The module that the engine owns: the model, and the loss where it has parameters of its own."""
 
     def __init__(self, model: nn.Module, loss: Any) -> None:
         super().__init__()
@@ -43,7 +43,7 @@ class Trainable(nn.Module):
 
     @contextmanager
     def together(self, *, hold: bool = False) -> Iterator[None]:
-        """Around the forwards of one backward: each weight is converted once, each embedding table summed up once.
+        """Wrap the forwards of one backward: each weight is cast once, each embedding table's gradient is summed once.
 
         ``hold`` as in :meth:`SharedTables.shared`.
         """
@@ -55,7 +55,7 @@ class Trainable(nn.Module):
         return torch.autocast(device, torch.bfloat16) if self.mixed else nullcontext()
 
     def forward(self, **inputs: Tensor) -> Embeddings:
-        """One chunk → embeddings, at least in fp32: gathering and losses never see half precision."""
+        """Encode one chunk. Embeddings are fp32 or wider, since gathering and losses never see half precision."""
         with self._autocast():
             result: Embeddings = to_float32(self.model(**inputs))
         return result
@@ -119,15 +119,15 @@ def initialize(
 def apply_engine_options(
     module: Trainable, engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None
 ) -> None:
-    """What the engine's options change in the model itself."""
+    """Apply the options of the engine that change the model itself: attention, checkpointing, compile, padding."""
     set_attention(module.model, engine, ranks, announce)
     if engine.gradient_checkpointing:
-        enable_checkpointing(module.model)
+        enable_activation_checkpointing(module.model)
     if engine.compile:
         compile_encoders(module.model)
     elif not ranks.on_cuda:
         set_dropout(module.model)
-        # Under ZeRO-3 a weight is there only while its module runs. A compiled graph has its own of both.
+        # Under ZeRO-3 a weight exists only while its module runs. A compiled graph has dropout and lookups of its own.
         if engine.zero_stage < 3:
             module.tables = SharedTables(module.model)
     module.mixed = engine.precision == "bf16"

@@ -1,4 +1,4 @@
-"""Frozen weights in half precision: DeepSpeed keeps fp32 masters of what it trains, and rounds the rest for good.
+"""Keeps frozen weights exact in half precision: DeepSpeed has fp32 masters of trained weights only.
 
 A frozen encoder under LoRA would leave its run with 8 bits of mantissa, and a merged export would not be the base plus
 its adapter. So what rounding would lose is kept aside for the export.
@@ -29,7 +29,7 @@ def keep_exact(module: nn.Module, engine: EngineConfig, ranks: Ranks) -> None:
             setattr(parameter, _ATTRIBUTE, value.to("cpu", copy=True))
 
 
-def exact(parameter: nn.Parameter, value: Tensor) -> Tensor:
-    """What was kept of ``parameter``, on rank 0; ``value``, its own, where nothing had to be."""
+def exact_value(parameter: nn.Parameter, value: Tensor) -> Tensor:
+    """The exact value kept of ``parameter``, on rank 0; its own ``value`` where none had to be kept."""
     kept: Tensor = getattr(parameter, _ATTRIBUTE, value)
     return kept

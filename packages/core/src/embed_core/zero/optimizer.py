@@ -13,7 +13,7 @@ from embed_core.errors import ConfigError
 
 
 def parameter_groups(module: nn.Module, optimizer: OptimizerConfig) -> list[dict[str, Any]]:
-    """Trainable parameters in two groups: matrices decay, biases and normalisation weights (one-dimensional) do not."""
+    """Split the trainable parameters: matrices have weight decay, biases and normalisation weights have none."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     if not trainable:
         raise ConfigError("the model has no trainable parameter: unfreeze some, or there is nothing to train")
@@ -24,13 +24,13 @@ def parameter_groups(module: nn.Module, optimizer: OptimizerConfig) -> list[dict
 
 
 def set_learning_rate(engine: Any, learning_rate: float) -> None:
-    """For the next optimizer step."""
+    """Set the learning rate of the next optimizer step."""
     for group in engine.optimizer.param_groups:
         group["lr"] = learning_rate
 
 
 def gradient_norm(engine: Any) -> float | None:
-    """Global norm before clipping. At stage 0 asked between backward and step, else after the step."""
+    """The global norm before clipping. At stage 0 ask between backward and step, else after the step."""
     if engine.zero_optimization_stage() == 0:
         gradients = [p.grad for p in engine.module.parameters() if p.grad is not None]
         return float(torch.nn.utils.get_total_norm(gradients)) if gradients else None
@@ -39,7 +39,7 @@ def gradient_norm(engine: Any) -> float | None:
 
 
 def gradients_were_refused(engine: Any) -> bool:
-    """Whether the step just taken met a gradient that is NaN or infinite, in which case DeepSpeed left all as it was.
+    """Whether DeepSpeed refused the last step, and changed nothing, because a gradient was NaN or infinite.
 
     Not in fp16, whose loss scale overflows from time to time as a matter of course, and not at stage 0, where nobody
     looks: there :func:`gradient_norm` is asked before the step.
@@ -50,5 +50,5 @@ def gradients_were_refused(engine: Any) -> bool:
 
 
 def count_parameters(parameters: Iterable[nn.Parameter]) -> int:
-    """Elements, sharded ones included."""
+    """The number of elements, those of other ranks' shards included."""
     return sum(int(getattr(p, "ds_numel", p.numel())) for p in parameters)

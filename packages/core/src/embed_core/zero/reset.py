@@ -1,4 +1,4 @@
-"""Running out of memory and starting again: which errors mean it, and how an attempt leaves no trace in DeepSpeed."""
+"""Resets DeepSpeed after a step that failed, for instance for memory, so that it can be retried."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from embed_core.zero.optimizer import count_parameters
 
 
 def drop_gradients(engine: Any) -> None:
-    """Forget what was accumulated since the last optimizer step, a backward that was interrupted included.
+    """Drop the gradients accumulated since the last optimizer step, also those of an interrupted backward.
 
     Local to this rank. Weights and optimizer states stay what they are. After it the engine accumulates as if the step
     had just begun, at every ZeRO stage.
@@ -32,7 +32,7 @@ def drop_gradients(engine: Any) -> None:
 
 
 def _forget_backward(optimizer: Any) -> None:
-    """An interrupted backward never left DeepSpeed's depth count: the next one would count as nested in it."""
+    """Reset DeepSpeed's depth of nested backwards, which an interrupted one never leaves."""
     hooks = optimizer._backward_hook_state
     hooks.reset_for_new_step()
     hooks.backward_active_depth = 0
@@ -40,7 +40,7 @@ def _forget_backward(optimizer: Any) -> None:
 
 
 def _forget_buckets(engine: Any) -> None:
-    """Stages 1 and 2: gradients on their way to the ranks that own them, and those that have arrived."""
+    """Stages 1 and 2: drop gradients on their way to the ranks that own them, and those that have arrived."""
     optimizer = engine.optimizer
     for bucket in optimizer.ipg_buckets.values():
         bucket.clear()
@@ -55,7 +55,7 @@ def _forget_buckets(engine: Any) -> None:
 
 
 def _forget_sharded_weights(engine: Any) -> None:
-    """Stage 3: the same, and weights that the interrupted forward or backward had gathered."""
+    """Stage 3: drop the same, and release weights that the interrupted forward or backward had gathered."""
     optimizer = engine.optimizer
     for bucket in optimizer.ipg_buckets.values():
         bucket.clear_params()
@@ -65,7 +65,7 @@ def _forget_sharded_weights(engine: Any) -> None:
     coordinator = optimizer.parameter_offload.get_param_coordinator()
     coordinator.release_backward_leftovers()
     if not coordinator.is_invalid_trace():
-        # The order of the forwards was recorded up to the interruption only: it is recorded anew.
+        # DeepSpeed recorded the order of the forwards only up to the interruption, and has to record it again.
         coordinator._invalidate_trace()
     optimizer.parameter_offload.partition_all_parameters()
     for module in engine.module.modules():
@@ -74,7 +74,7 @@ def _forget_sharded_weights(engine: Any) -> None:
 
 
 def reserved_bytes(engine: Any, world_size: int) -> int:
-    """What backward and optimizer will still take on this rank whatever the batch: gradients, states, buckets."""
+    """Bytes that backward and optimizer will still take on this rank: gradients, states, buckets."""
     stage = engine.zero_optimization_stage()
     trained = count_parameters(p for p in engine.module.parameters() if p.requires_grad)
     gradients = 4 * trained // (world_size if stage >= 2 else 1)

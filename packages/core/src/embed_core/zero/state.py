@@ -1,4 +1,4 @@
-"""Full gradients and weights of an engine, at every ZeRO stage: what exports, checks and the loop ask for."""
+"""Reads full gradients and weights from an engine at every ZeRO stage, for exports and for `embed prove`."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ from embed_core.distributed.process_group import Ranks
 from embed_core.zero import frozen
 
 
-def gradient(engine: Any, parameter: nn.Parameter) -> Tensor | None:
-    """The full averaged fp32 gradient of ``parameter`` between backward and step, on every rank (a collective)."""
+def full_gradient(engine: Any, parameter: nn.Parameter) -> Tensor | None:
+    """The full averaged fp32 gradient of ``parameter``, on every rank; a collective, between backward and step."""
     if engine.zero_optimization_stage() == 0:
         return parameter.grad
     from deepspeed.utils import safe_get_full_grad
@@ -27,8 +27,8 @@ def full_state(engine: Any, module: nn.Module, ranks: Ranks) -> dict[str, Tensor
     for name, parameter in module.named_parameters():
         value = _full_value(engine, parameter)
         if ranks.rank == 0:
-            # After the gather, in which all ranks take part.
-            state[name] = frozen.exact(parameter, value).detach().to("cpu", torch.float32, copy=True)
+            # Copy after the gather, in which all ranks take part.
+            state[name] = frozen.exact_value(parameter, value).detach().to("cpu", torch.float32, copy=True)
     if ranks.rank == 0:
         persistent = module.state_dict(keep_vars=True).keys()
         for name, buffer in module.named_buffers():

@@ -81,7 +81,7 @@ def align(
 
 def execute(request: AlignRequest, nproc: int, context: typer.Context) -> None:
     """Run here, or start ``nproc`` ranks that do."""
-    from embed_core.datasets.jsonl import checked_path
+    from embed_core.datasets.sources.jsonl import checked_path
     from embed_data.align.session import OUTPUTS, check_folder
 
     if "RANK" in os.environ and nproc > 1:

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets import beir
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import CheckpointError, DataError
 from embed_data.align.output.writing import write_outputs
 from embed_data.align.score import prompts as wording
@@ -151,7 +151,7 @@ def _digest(tokenizer: Any) -> str:
 def _data_digest(path: Path, split: str | None) -> str:
     from hashlib import blake2b
 
-    from embed_core.datasets.jsonl import checked_path
+    from embed_core.datasets.sources.jsonl import checked_path
 
     checked_path(path)
     if beir.is_beir(path):

@@ -11,18 +11,21 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from embed_core.datasets import beir
-from embed_core.datasets.held_out import text_id
-from embed_core.datasets.jsonl import JsonlFile
-from embed_data.readers.convert import read_source
-from embed_data.readers.detect import find
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import JsonlFile
+from embed_core.datasets.split import text_id
+from embed_data.formats.convert import TableRows
+from embed_data.formats.detect import find
+from embed_data.formats.open import open_source
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from embed_core.config.context import BuildContext
-    from embed_core.datasets.rows import Row
-    from embed_data.readers.config import FileFields
-    from embed_data.readers.convert import Read
-    from embed_data.readers.detect import Source
+    from embed_core.datasets.row import Row
+    from embed_core.datasets.sources.base import RowSource
+    from embed_data.formats.detect import Source
+    from embed_data.formats.options import FileFields
 
 SHOWN = 3
 """Examples of a fault."""
@@ -83,28 +86,30 @@ def inspect(
     """Every source at ``path``, read with bad rows skipped. Raises DataError where nothing can be read."""
     how = how.model_copy(update={"on_bad_row": "skip"})
     sets = {name: _evaluation_texts(name, context) for name in evaluation}
-    return [_inspected(read_source(source, how, context), measure, sets) for source in find(path, how)]
+    return [_inspected(source, open_source(source, how, context), measure, sets) for source in find(path, how)]
 
 
-def _inspected(read: Read, measure: Measure, sets: dict[str, dict[str, dict[bytes, bytes]]]) -> Inspection:
-    facts = read.facts
+def _inspected(
+    source: Source, rows: RowSource, measure: Measure, sets: dict[str, dict[str, dict[bytes, bytes]]]
+) -> Inspection:
+    skipped = rows if isinstance(rows, TableRows) and rows.facts.skipped else None
     found = Inspection(
-        name=read.source.name,
-        place=read.source.place,
-        format=read.described(),
-        columns=_columns(read),
-        read=facts.read,
-        usable=facts.rows,
-        bad=dict(sorted(facts.reasons.items(), key=lambda item: -item[1])),
-        bad_examples=_bad_examples(read),
-        skipped_file=str(read.skipped_file) if facts.skipped else None,
+        name=source.name,
+        place=source.place,
+        format=rows.format,
+        columns=_columns(source),
+        read=len(rows) + sum(rows.left_out.values()),
+        usable=len(rows),
+        bad={} if skipped is None else dict(sorted(skipped.facts.reasons.items(), key=lambda item: -item[1])),
+        bad_examples=[] if skipped is None else _bad_examples(skipped.skipped_file),
+        skipped_file=None if skipped is None else str(skipped.skipped_file),
     )
-    sizes, seen, leaks = _Sizes(measure), _Repeats(), _Leaks(sets, read.source)
+    sizes, seen, leaks = _Sizes(measure), _Repeats(), _Leaks(sets, source)
     counts = dict.fromkeys(
         ("with negatives", "negatives", "with scores", "with a prompt", "empty negatives",
          "a negative equals a positive", "query equals positive"), 0,
     )  # fmt: skip
-    for row in read.table.scan():
+    for row in rows.rows():
         sizes.add(row)
         seen.add(row)
         leaks.add(row)
@@ -126,19 +131,17 @@ def _count(row: Row, counts: dict[str, int]) -> None:
     counts["query equals positive"] += row.query in row.pos
 
 
-def _columns(read: Read) -> list[str]:
-    if read.source.records is None:
+def _columns(source: Source) -> list[str]:
+    if source.records is None:
         return ["queries.jsonl", "corpus.jsonl", "qrels"]
-    first = next((record.value for record in read.source.records() if record.fault is None), None)
+    first = next((record.value for record in source.records() if record.fault is None), None)
     return list(first) if isinstance(first, dict) else []
 
 
-def _bad_examples(read: Read) -> list[str]:
+def _bad_examples(skipped: Path) -> list[str]:
     import json
 
-    if not read.facts.skipped:
-        return []
-    with read.skipped_file.open(encoding="utf-8") as file:
+    with skipped.open(encoding="utf-8") as file:
         rows = [json.loads(line) for line in islice(file, SHOWN)]
     return [f"{row['place']}: {row['reason']}" for row in rows]
 
@@ -215,12 +218,12 @@ class _Repeats:
 def _evaluation_texts(path: str, context: BuildContext) -> dict[str, dict[bytes, bytes]]:
     """``query`` and ``pos`` → what the evaluation set's texts have in common with the same text elsewhere, and which
     text that is: a document that has a title is also known without it."""
-    from embed_data.readers.config import FileFields
+    from embed_data.formats.options import FileFields
 
     how = FileFields(on_bad_row="skip")
     texts: dict[str, dict[bytes, bytes]] = {"query": {}, "pos": {}}
     for source in find(path, how):
-        for row in read_source(source, how, context).table.scan():
+        for row in open_source(source, how, context).rows():
             for part, found in (("query", (row.query,)), ("pos", row.pos)):
                 texts[part].update((key, key) for key in map(_alike, found))
         for whole, bare in _titled(source):

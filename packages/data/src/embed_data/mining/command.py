@@ -69,8 +69,8 @@ def mine(
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs.")] = False,
 ) -> None:
     """Mine hard negatives from a corpus, by BM25 or a model; never the answer. Killed, the same command goes on."""
+    from embed_data.formats.options import file_fields
     from embed_data.mining.request import MiningRequest, ModelChoice, parse_ranks
-    from embed_data.readers.options import file_fields
 
     first, last = parse_ranks(ranks)
     request = MiningRequest(
@@ -120,9 +120,9 @@ def execute(request: MiningRequest, nproc: int, arguments: Sequence[str]) -> Non
 
 def _check_before_torch(request: MiningRequest) -> None:
     """What can be told at once, before ranks start and import it."""
+    from embed_data.formats.detect import existing
     from embed_data.mining.output.work import check_output
     from embed_data.mining.rank.model import resolve_model
-    from embed_data.readers.detect import existing
 
     for path in filter(None, (request.output, request.masked_data)):
         check_output(path, overwrite=request.overwrite)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Literal
 
 from embed_core.errors import ConfigError, did_you_mean
-from embed_data.readers.config import FileFields
+from embed_data.formats.options import FileFields
 
 By = Literal["bm25", "dense", "scores"]
 Draw = Literal["top", "sample"]

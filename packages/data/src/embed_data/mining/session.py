@@ -105,7 +105,7 @@ def _in_turn(ranks: Ranks, opened: Callable[[], T]) -> T:
 
 
 def _corpus(request: MiningRequest) -> Path | None:
-    from embed_core.datasets.beir import is_beir
+    from embed_core.datasets.sources.beir import is_beir
 
     if request.corpus is None and is_beir(request.data):
         return request.data

@@ -8,20 +8,21 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.draw import DrawOptions
-from embed_core.datasets.held_out import text_id
+from embed_core.datasets.retrieval import RetrievalDataset
+from embed_core.datasets.sampling import DrawOptions
+from embed_core.datasets.split import text_id
+from embed_core.datasets.wrappers import identity_blocks
 from embed_core.errors import ConfigError
 from embed_core.samplers.epoch import row_type
-from embed_data.file_dataset import FileDataset
+from embed_data.formats.open import open_sources
 from embed_data.mix.allocate import allocate, draw, shares
 from embed_data.mix.dataset import MixDataset, Part
-from embed_data.readers.convert import Read, read_source
-from embed_data.readers.detect import find
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from embed_core.config.context import BuildContext
+    from embed_core.datasets.sources.base import RowSource
     from embed_core.protocols import Dataset
     from embed_data.mix.config import MixConfig, SourceConfig
 
@@ -96,11 +97,11 @@ def mixed(config: MixConfig, context: BuildContext) -> tuple[MixDataset, list[Op
 
 
 def _open(config: MixConfig, context: BuildContext) -> list[Opened]:
-    read: list[list[Read]] = [
-        [] if one.data_path is None else [read_source(s, one, context) for s in find(one.data_path, one)]
-        for one in config.datasets
-    ]
-    sizes = [sum(len(part.table) for part in parts) for parts in read]
+    with context.first():  # the others find what rank 0 has put into the cache
+        read: list[list[RowSource]] = [
+            [] if one.data_path is None else open_sources(one.data_path, one, context) for one in config.datasets
+        ]
+    sizes = [sum(map(len, parts)) for parts in read]
     held = _held_out_rows(config.held_out_rows, sizes)
     return [
         _opened_files(config, one, parts, rows, context) if parts else _opened_other(one, context)
@@ -121,17 +122,19 @@ def _held_out_rows(wanted: int | None, sizes: Sequence[int]) -> list[int]:
 
 
 def _opened_files(
-    config: MixConfig, one: SourceConfig, parts: list[Read], held_out_rows: int, context: BuildContext
+    config: MixConfig, one: SourceConfig, parts: list[RowSource], held_out_rows: int, context: BuildContext
 ) -> Opened:
     negatives = config.negatives if one.negatives is None else one.negatives
-    dataset = FileDataset(
-        one.name, parts, DrawOptions(negatives), context.announce, held_out_rows, lenient=True
-    )  # fmt: skip
-    formats = "; ".join(dict.fromkeys(part.described() for part in parts))
-    counts = Counts(formats, sum(part.facts.read for part in parts))
+    cache = context.cache_dir
+    with context.first():  # the others find what rank 0 has put into the cache
+        dataset = RetrievalDataset(
+            one.name, parts, DrawOptions(negatives), context.announce, held_out_rows, cache=cache, lenient=True
+        )
+    formats = "; ".join(dict.fromkeys(part.format for part in parts))
+    counts = Counts(formats, sum(len(part) + sum(part.left_out.values()) for part in parts))
     for part in parts:
-        counts.drop("bad", part.facts.skipped)
-        counts.drop("below min_score", part.facts.below_score)
+        for why, rows in part.left_out.items():
+            counts.drop(why, rows)
     counts.drop("held out", dataset.held_out_count)
     return Opened(one, dataset, counts, _all(dataset))
 
@@ -161,16 +164,19 @@ def _without_leaks(opened: list[Opened]) -> None:
         return
     numbers = np.frombuffer(b"".join(sorted(held)), dtype=np.uint64)
     for source in opened:
-        leaks = _sharing(source.dataset, numbers, held)
+        leaks = _sharing(source.dataset, numbers)
         source.counts.drop("shares a text with what is held out", int(leaks.sum()))
         source.rows = source.rows[~leaks]
 
 
-def _sharing(dataset: Dataset, numbers: NDArray[np.uint64], held: set[bytes]) -> NDArray[np.bool_]:
-    if isinstance(dataset, FileDataset):
-        return dataset.sharing(numbers)
-    found = (not held.isdisjoint(dataset.identities(row)) for row in range(len(dataset)))
-    return np.fromiter(found, dtype=np.bool_, count=len(dataset))
+def _sharing(dataset: Dataset, numbers: NDArray[np.uint64]) -> NDArray[np.bool_]:
+    """Which rows have any of these identities."""
+    masks = [np.zeros(0, dtype=np.bool_)]
+    for counts, ids in identity_blocks(dataset)():
+        mask = np.zeros(len(counts), dtype=np.bool_)
+        mask[np.repeat(np.arange(len(counts)), counts)[np.isin(ids, numbers)]] = True
+        masks.append(mask)
+    return np.concatenate(masks)
 
 
 def _limit(source: Opened) -> None:

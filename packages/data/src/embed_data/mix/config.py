@@ -12,7 +12,7 @@ from embed_core.config import document
 from embed_core.config.component import DatasetConfig, Section
 from embed_core.datasets.config import RetrievalFields
 from embed_core.errors import ConfigError, did_you_mean
-from embed_data.readers.config import FileFields
+from embed_data.formats.options import FileFields
 
 if TYPE_CHECKING:
     from embed_core.config.context import BuildContext

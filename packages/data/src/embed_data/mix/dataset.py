@@ -10,19 +10,17 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.held_out import text_id
-from embed_core.datasets.shared_ids import blocks_of
-from embed_core.datasets.whole_rows import with_rows
+from embed_core.datasets.dedup import Seen, blocks_of
+from embed_core.datasets.split import text_id
+from embed_core.datasets.wrappers import PicksRows, with_rows, without_in_batch_negatives
+from embed_core.protocols import provides
 from embed_core.types import RetrievalSet
-from embed_data.file_dataset import FileDataset
-from embed_data.readers.seen import Seen
-from embed_data.readers.table import AT_ONCE
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
 
-    from embed_core.datasets.rows import Row
-    from embed_core.datasets.shared_ids import Blocks
+    from embed_core.datasets.dedup import Blocks
+    from embed_core.datasets.row import Row
     from embed_core.protocols import Dataset
     from embed_core.types import Example
     from embed_data.mix.config import SourceConfig
@@ -86,13 +84,19 @@ class MixDataset:
     def identity_blocks(self) -> Blocks:
         """Identities of all rows in blocks: what the no-duplicates sampler asks for."""
         for part in self.parts:
-            for start in range(0, len(part.rows), AT_ONCE):
-                yield _identities(part.dataset, part.rows[start : start + AT_ONCE])
+            if provides(part.dataset, PicksRows):
+                yield from part.dataset.identity_blocks_of(part.rows)
+            else:
+                yield from blocks_of(part.dataset.identities(int(row)) for row in part.rows)()
 
     def source(self, row: int) -> str:
         """What the by-source sampler keeps apart: the source, or :data:`MIXED` for those that may share batches."""
         part, _ = self._at(row)
         return part.name if part.config.batching == "homogeneous" else MIXED
+
+    def without_in_batch_negatives(self) -> list[str]:
+        """The parts of sources whose rows do not compete with other rows' passages."""
+        return [name for part in self.parts for name in without_in_batch_negatives(part.dataset)]
 
     def texts(self) -> Iterator[str]:
         """Texts of the sources, each once; of a source of which not all rows are drawn, of those that are."""
@@ -142,7 +146,7 @@ class MixDataset:
             if len(distinct) == len(part.dataset):
                 yield from part.dataset.texts()
                 continue
-            if isinstance(part.dataset, FileDataset):
+            if provides(part.dataset, PicksRows):
                 yield from part.dataset.texts_of(distinct)
                 continue
             rng = np.random.default_rng(0)
@@ -150,13 +154,6 @@ class MixDataset:
                 example = part.dataset.example(int(inner), rng)
                 items = (example.query, *example.positives, *example.passages)
                 yield from dict.fromkeys(item for item in items if isinstance(item, str))
-
-
-def _identities(dataset: Dataset, rows: NDArray[np.signedinteger]) -> tuple[NDArray[np.int64], NDArray[np.uint64]]:
-    """How many each of ``rows`` (ascending, repeats allowed) has, and the identities, row after row."""
-    if isinstance(dataset, FileDataset):
-        return dataset.identities_of(rows)
-    return next(iter(blocks_of((dataset.identities(int(row)) for row in rows), len(rows))()))
 
 
 def _fresh(texts: list[str], seen: Seen) -> Iterator[str]:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from embed_core.embeddings import ragged_index, select
 from embed_core.errors import ConfigError
+from embed_core.protocols import keeps_rows_apart
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
 from embed_data.mix.dataset import MixDataset
 
@@ -36,6 +37,8 @@ class BySourceLoss(nn.Module):
         self._weights = [config.weight for config in configs]
         self._starts = torch.as_tensor(dataset.starts, dtype=torch.int64)
         self._own = torch.tensor([config.negative_strategy == "own-only" for config in configs])
+        losses = [loss for loss in (inner, own_only) if loss is not None]
+        self.in_batch_by_row = all(map(keeps_rows_apart, losses))
         self._plain = not bool(self._own.any()) and set(self._weights) == {1.0}
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
@@ -118,6 +121,7 @@ def subset(batch: Batch, targets: Targets, rows_M: Tensor) -> tuple[Batch, Targe
         scores_P=None if targets.scores_P is None else targets.scores_P[columns_P],
         step=targets.step,
         teacher=taught,
+        in_batch_B=None if targets.in_batch_B is None else targets.in_batch_B[rows_M],
     )
     return Batch(select(batch.query, rows_M), select(batch.passage, columns_P)), chosen
 

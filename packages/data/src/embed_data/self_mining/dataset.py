@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from embed_core.config.component import resolved_path
-from embed_core.datasets.jsonl import JsonlFile
-from embed_core.datasets.whole_rows import ChangedRows, HasRows, with_rows
+from embed_core.datasets.sources.jsonl import JsonlFile
+from embed_core.datasets.wrappers import ChangedRows, HasRows, with_rows
 from embed_core.embeddings import to_float32
 from embed_core.errors import ConfigError, EmbedError
 from embed_core.types import Embeddings
@@ -29,7 +29,7 @@ from embed_data.mining.select.screen import Screen
 
 if TYPE_CHECKING:
     from embed_core.config.context import BuildContext
-    from embed_core.datasets.rows import Row
+    from embed_core.datasets.row import Row
     from embed_core.protocols import Encoder
     from embed_core.types import Role
     from embed_data.self_mining.config import ReminedConfig

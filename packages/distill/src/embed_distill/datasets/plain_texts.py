@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.held_out import text_id
+from embed_core.datasets.split import text_id
 from embed_core.types import Example
 
 if TYPE_CHECKING:

@@ -30,7 +30,7 @@ class WithTeacherConfig(DatasetConfig):
     """Folder of the vectors; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
     dtype: Literal["fp16", "int8"] = "fp16"
     """How they are kept: 2 bytes a value, or 1 and a scale per vector."""
-    compute: Literal["ahead", "lazy"] = Field(default="ahead", validation_alias=AliasChoices("build", "compute"))
+    compute: Literal["ahead", "lazy"] = Field(default="ahead", validation_alias=AliasChoices("compute", "build"))
     """`ahead` computes all before the first step, which is resumable; `lazy` those of a batch when it is drawn. Also
     written `build`."""
 

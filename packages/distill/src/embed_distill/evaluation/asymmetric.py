@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
+from embed_core.embeddings import missing_kind
 from embed_core.evaluation.retrieval import QUERY_BLOCK, RetrievalEvaluator
 from embed_core.evaluation.topk import TopK
-from embed_core.scoring.dense import missing
 from embed_distill.evaluation.table import KEPT, KEPT_ASYMMETRIC, WAYS
 
 if TYPE_CHECKING:
@@ -77,7 +77,7 @@ class TwoByTwoEvaluator(RetrievalEvaluator):
     def _student(self, encoder: Encoder, items: Sequence[Item], role: Role) -> Tensor:
         found = encoder.encode(items, role)
         if found.dense_ND is None:
-            raise missing(found, "dense")
+            raise missing_kind(found, "dense")
         return functional.normalize(found.dense_ND.float(), dim=-1)
 
     def _teacher(self, items: Sequence[Item], role: Role) -> Tensor:

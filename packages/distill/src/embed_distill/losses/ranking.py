@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.nn.functional import normalize
 
 from embed_core.errors import DataError
-from embed_core.losses.score_distillation import grid
+from embed_core.losses.score_distillation import group_table
 from embed_core.types import TeacherVectors
 from embed_distill.losses.teacher import dense_of, own_passages, own_rows, teacher_of
 
@@ -39,7 +39,7 @@ def groups(batch: Batch, targets: Targets, config: RankingConfig) -> Groups:
     """Raises DataError where the dataset gives neither scores nor vectors as ``config.source`` wants them, or no row of
     the run's first batch has anything to compare; ConfigError without dense vectors."""
     query_BD, passage_PD = dense_of(batch)
-    table, sizes_B, rows = grid(targets), targets.groups_B1.diff(), own_rows(targets)
+    table, sizes_B, rows = group_table(targets), targets.groups_B1.diff(), own_rows(targets)
     scored_B = _scored(targets, table.columns, table.real, config)
     counts_B = sizes_B > 1
     if config.source == "scores" or targets.teacher is None:

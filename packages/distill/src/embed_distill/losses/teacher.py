@@ -9,8 +9,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import normalize
 
+from embed_core.embeddings import missing_kind
 from embed_core.errors import ConfigError, DataError
-from embed_core.scoring.dense import missing
 from embed_core.types import TeacherVectors
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ def dense_of(batch: Batch) -> tuple[Tensor, Tensor]:
     """``(query_BD, passage_PD)``. Raises ConfigError where the model gives no dense vectors."""
     for side in batch:
         if side.dense_ND is None:
-            raise missing(side, "dense")
+            raise missing_kind(side, "dense")
     assert batch.query.dense_ND is not None
     assert batch.passage.dense_ND is not None
     return batch.query.dense_ND, batch.passage.dense_ND

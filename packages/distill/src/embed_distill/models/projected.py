@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any, ClassVar
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embed_core.embeddings import missing_kind
 from embed_core.models.wrapper import WrappedModel, part_of
 from embed_core.protocols import ExportsOtherwise, provides
-from embed_core.scoring.dense import missing
 from embed_core.text.pooling import at_least_float32
 from embed_distill.card import append_alignment, innermost
 from embed_distill.models import projection as files
@@ -50,7 +50,7 @@ class ProjectedModel(WrappedModel):
         if self.alignment == "student-native" and not self.training:
             return embeddings
         if embeddings.dense_ND is None:
-            raise missing(embeddings, "dense")
+            raise missing_kind(embeddings, "dense")
         dense_NW = at_least_float32(self.projection(embeddings.dense_ND))
         return embeddings._replace(dense_ND=functional.normalize(dense_NW, dim=-1))
 

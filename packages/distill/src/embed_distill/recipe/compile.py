@@ -169,12 +169,12 @@ class Compiler:
     def _store(self) -> dict[str, Any]:
         return {} if self.paths.teacher_store is None else {"store": str(self.paths.teacher_store)}
 
-    def source(self, given: str | dict[str, Any]) -> dict[str, Any]:
+    def source(self, given: str | tuple[str, ...] | dict[str, Any]) -> dict[str, Any]:
         """One of phase 1's datasets. That of phase 2 has the same rows held out; negatives are of no use."""
         held_out_rows = self._held_out_rows() if given == self.phase2.dataset else 0
         return self._dataset(given, limit=None, negatives=0, held_out_rows=held_out_rows)
 
-    def _dataset(self, given: str | dict[str, Any], **drawn: int | None) -> dict[str, Any]:
+    def _dataset(self, given: str | tuple[str, ...] | dict[str, Any], **drawn: int | None) -> dict[str, Any]:
         if isinstance(given, Mapping):
             return {**drawn, **given} if given.get("kind") in DRAWN else dict(given)
         if given == PYDOCS:  # always the same rows held out

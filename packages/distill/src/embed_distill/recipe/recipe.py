@@ -12,7 +12,7 @@ from embed_core.config.recipe import Recipe
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_distill.recipe.sections import ModelSection, PathsSection, Phase1Section, Phase2Section, TrainingSection
 
-CONFIGS = Path(__file__).parent / "configs"
+CONFIGS = Path(__file__).parents[1] / "configs"
 
 
 class DistillRecipe(Recipe):

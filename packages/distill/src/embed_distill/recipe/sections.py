@@ -197,8 +197,8 @@ class Phase2Section(Section):
     """Batches per optimizer step; None = 8, from scratch 1."""
     max_samples: int | None = Field(default=500_000, gt=0)
     """Rows used at most; None = all."""
-    dataset: str | dict[str, Any] = PYDOCS
-    """Rows: ``pydocs``, a file, a folder, the name of a Hugging Face dataset, or a dataset config."""
+    dataset: str | tuple[str, ...] | dict[str, Any] = PYDOCS
+    """Rows: ``pydocs``, a file, a folder, the name of a Hugging Face dataset, several of these, or a dataset config."""
     eval_data: tuple[str, ...] = ()
     """BEIR folders to evaluate on; none = the rows held out."""
     held_out_rows: int | None = Field(default=None, ge=0)

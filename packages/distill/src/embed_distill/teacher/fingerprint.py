@@ -1,4 +1,4 @@
-"""Whose vectors they are, told without loading the model: content of its files or commit on the hub, and its settings.
+"""Fingerprints a teacher without loading it, from its files or its commit on the hub and its settings.
 
 The name of a directory does not count. A model that is trained again into the same directory is another teacher, and
 one that is copied or renamed is the same.

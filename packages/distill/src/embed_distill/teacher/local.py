@@ -1,4 +1,4 @@
-"""A teacher at work: texts to vectors of unit length, without gradient, in chunks of similar length."""
+"""Runs a local teacher: texts to vectors of unit length, without gradient, in chunks of similar length."""
 
 from __future__ import annotations
 
@@ -29,14 +29,14 @@ class Teacher:
 
     def __init__(self, config: TeacherConfig, identity: Identity, context: BuildContext) -> None:
         from embed_core.acceleration.attention import set_attention
-        from embed_core.acceleration.auto import chosen
+        from embed_core.acceleration.auto import resolve_auto
         from embed_core.config.run import EngineConfig
         from embed_core.models.from_scratch.encoder import seeded
 
         self.label = config.label
         self._ranks = _ranks(config, context)
         engine = EngineConfig(precision=config.dtype, token_budget=config.token_budget)
-        self._engine = chosen(engine, self._ranks)
+        self._engine = resolve_auto(engine, self._ranks)
         with seeded(context.seed):
             self._model: Model = identity.model.build(context)
         module: Any = self._model

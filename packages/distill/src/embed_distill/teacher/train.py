@@ -1,4 +1,4 @@
-"""A run before the run: trains a teacher once and keeps it."""
+"""Trains a small teacher once and caches it."""
 
 from __future__ import annotations
 

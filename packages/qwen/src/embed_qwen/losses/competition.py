@@ -43,7 +43,7 @@ class Field(NamedTuple):
 
 def rivals(field: Field, temperature: float) -> Rivals:
     """Over a whole table or its tiles, whichever memory allows."""
-    if tiled_cross_entropy.fits(field.rows_ND, field.columns_MD):
+    if tiled_cross_entropy.fits_in_a_tile(field.rows_ND, field.columns_MD):
         return Rivals(*_among(field.rows_ND, field.columns_MD, field, slice(0, field.rows_ND.shape[0]), temperature))
     height = max(1, _tile_elements(field.rows_ND) // field.columns_MD.shape[0])
     slices = [slice(n, min(n + height, field.rows_ND.shape[0])) for n in range(0, field.rows_ND.shape[0], height)]

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses import contrastive
-from embed_core.scoring.dense import missing
 from embed_core.text.pooling import at_least_float32
 
 if TYPE_CHECKING:
@@ -23,7 +23,7 @@ def dense(batch: Batch) -> tuple[Tensor, Tensor]:
     ConfigError without dense vectors."""
     query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
     if query_BD is None or passage_PD is None:
-        raise missing(batch.query if query_BD is None else batch.passage, "dense")
+        raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
     return at_least_float32(query_BD), at_least_float32(passage_PD)
 
 

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import numpy as np
 from PIL import Image
 
-from embed_core.datasets.held_out import text_id
+from embed_core.datasets.split import text_id
 from embed_core.errors import DataError
 from embed_vision.datasets.images import check, default_workers
 from embed_vision.datasets.items import Mixed, Picture, VisionItem

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from embed_core.datasets.held_out import held_out_rows
-from embed_core.datasets.selection import Selection
+from embed_core.datasets.index.subset import Selection
+from embed_core.datasets.split import held_out_rows
 from embed_core.errors import ConfigError
 from embed_core.types import Example, RetrievalSet
 from embed_vision.datasets.checking import CheckOptions, checked, item_id, items_of, told
@@ -19,7 +19,7 @@ from embed_vision.datasets.rows import RowOptions, VisionRow, parse_row
 if TYPE_CHECKING:
     from collections.abc import Iterable, Iterator
 
-    from embed_core.datasets.row_table import Blocks
+    from embed_core.datasets.index.hashes import Blocks
     from embed_core.protocols import Announce
     from embed_vision.datasets.tables import Table
 
@@ -94,7 +94,7 @@ class ImageTextDataset:
         return [raw[at : at + 8] for at in range(0, len(raw), 8)]
 
     def identity_blocks(self) -> Blocks:
-        """Of all rows at once, in blocks; see :class:`embed_core.samplers.no_duplicates.HasIdentityBlocks`."""
+        """Of all rows at once, in blocks; see :class:`embed_core.datasets.wrappers.HasIdentityBlocks`."""
         return self._blocks(self._rows.blocks())
 
     def source(self, row: int) -> str:

@@ -7,8 +7,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from embed_core.datasets.jsonl import json_type
-from embed_core.errors import DataError
+from embed_core.errors import DataError, json_type
 from embed_vision.datasets.items import Mixed, Picture, VisionItem
 
 Mode = Literal["t2i", "i2t", "i2i", "t2t", "m2i", "m2t"]

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from embed_core.config.component import resolved_path
-from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path
+from embed_core.datasets.sources.jsonl import SUFFIXES, JsonlFile, checked_path
 from embed_core.errors import DataError, did_you_mean
 
 if TYPE_CHECKING:

@@ -8,9 +8,9 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses.config import InfoNCEConfig
 from embed_core.losses.infonce import InfoNCE
-from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -40,7 +40,7 @@ class ClipLoss(nn.Module):
         """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
         query_BD = batch.query.dense_ND
         if query_BD is None or batch.passage.dense_ND is None:
-            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+            raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         scale = _below(self.logit_scale.squeeze(), math.log(self.config.max_scale)).exp().to(query_BD.dtype)
         # The scaled queries carry the scale's gradient through tiles that know nothing of it.
         scaled = batch._replace(query=batch.query._replace(dense_ND=query_BD * scale))

@@ -8,9 +8,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses.contrastive import known_positives, rows_of
 from embed_core.losses.false_negatives import KnownPositives
-from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -44,7 +44,7 @@ class CoSENTLoss(nn.Module):
         """One number for the whole batch: it is no mean over rows. Raises ConfigError without dense vectors."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
-            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+            raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         query_BD, passage_PD = functional.normalize(query_BD, dim=-1), functional.normalize(passage_PD, dim=-1)
         pairs = self._pairs(targets, passage_PD.shape[0])
         cosine_K = (query_BD[pairs.row_K] * passage_PD[pairs.column_K]).sum(-1)

@@ -9,9 +9,9 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses.false_negatives import KnownPositives
 from embed_core.losses.tiled_cross_entropy import ACCELERATOR_TILE_BYTES, TILE_BYTES
-from embed_core.scoring.dense import missing
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -43,7 +43,7 @@ class SiglipLoss(nn.Module):
         """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
-            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+            raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         B, P = query_BD.shape[0], passage_PD.shape[0]
         known = KnownPositives(targets, self.config.mask)
         total, correct, masked = query_BD.new_zeros(()), query_BD.new_zeros(()), query_BD.new_zeros(())

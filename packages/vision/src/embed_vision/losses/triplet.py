@@ -8,10 +8,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional
 
+from embed_core.embeddings import missing_kind
 from embed_core.losses.contrastive import rows_of
 from embed_core.losses.false_negatives import KnownPositives
-from embed_core.losses.tiled_cross_entropy import fits
-from embed_core.scoring.dense import missing
+from embed_core.losses.tiled_cross_entropy import fits_in_a_tile
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -41,7 +41,7 @@ class TripletLoss(nn.Module):
         """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
-            raise missing(batch.query if query_BD is None else batch.passage, "dense")
+            raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         if self.config.distance == "cosine":
             query_BD, passage_PD = (functional.normalize(v, dim=-1) for v in (query_BD, passage_PD))
         B = query_BD.shape[0]
@@ -131,6 +131,6 @@ class TripletLoss(nn.Module):
 def _rows_of_a_tile(query_ND: Tensor, passage_PD: Tensor) -> int:
     """Rows whose table with all passages fits one tile."""
     size = int(query_ND.shape[0])
-    while size > 1 and not fits(query_ND[:size], passage_PD):
+    while size > 1 and not fits_in_a_tile(query_ND[:size], passage_PD):
         size = -(-size // 2)
     return size

@@ -6,7 +6,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from embed_core.batch.chunks import Cutting, chunks_of_ranks
+from embed_core.batch.chunks import ChunkRule, chunks_of_ranks
 from embed_core.batch.collate import HostBatch, make_host_batch
 from embed_core.config.run import EngineConfig
 from embed_core.inspection.parts import Parts
@@ -35,7 +35,7 @@ class ColumnView:
 
 
 @dataclass(slots=True)
-class Survey:
+class DataProfile:
     """Sums over the batches and all ranks."""
 
     batches: int = 0
@@ -68,14 +68,14 @@ class Survey:
         return 1 - self.distinct_texts / self.texts
 
 
-def survey(parts: Parts, model: Any, batches: int, ranks: int) -> Survey:
+def profile_data(parts: Parts, model: Any, batches: int, ranks: int) -> DataProfile:
     """The first ``batches`` batches of a run on ``ranks`` ranks."""
-    found = Survey(batches=batches)
+    found = DataProfile(batches=batches)
     columns: dict[Role, _Column] = {"query": _Column(model, "query"), "passage": _Column(model, "passage")}
     for number in range(batches):
         drawn = [parts.batches.examples(number, rank, ranks) for rank in range(ranks)]
         hosts = [make_host_batch(model, examples, deduplicate=parts.config.engine.deduplicate) for examples in drawn]
-        _add(found, hosts, parts.config.engine, Cutting.of(model, parts.config.engine.chunk_tokens))
+        _add(found, hosts, parts.config.engine, ChunkRule.of(model, parts.config.engine.chunk_tokens))
         found.hosts = found.hosts or hosts
         for examples, host in zip(drawn, hosts, strict=True):
             lengths = [one.length for one in host.encoded]
@@ -85,7 +85,7 @@ def survey(parts: Parts, model: Any, batches: int, ranks: int) -> Survey:
     return found
 
 
-def _add(found: Survey, hosts: Sequence[HostBatch], engine: EngineConfig, cutting: Cutting) -> None:
+def _add(found: DataProfile, hosts: Sequence[HostBatch], engine: EngineConfig, cutting: ChunkRule) -> None:
     shares = chunks_of_ranks([host.encoded for host in hosts], engine, cutting)
     for host, (padded, chunks) in zip(hosts, shares, strict=True):
         lengths = [one.length for one in host.encoded]

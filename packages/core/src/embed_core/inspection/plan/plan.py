@@ -16,7 +16,7 @@ from embed_core.config.registry import Registry
 from embed_core.config.run import EngineConfig, RunConfig
 from embed_core.hardware import specs
 from embed_core.inspection.parts import Parts
-from embed_core.inspection.plan.data_profile import Survey, survey
+from embed_core.inspection.plan.data_profile import DataProfile, profile_data
 from embed_core.inspection.plan.report import DataView, DeviceView, MemoryPart, Plan, Strategy, StrategyView
 from embed_core.inspection.plan.speed import speed_of
 from embed_core.inspection.plan.target import PlanRequest, Target, ranks_of, target_of
@@ -50,7 +50,7 @@ def plan(
     model, loss = parts.model(), parts.loss()
     parameters, cost = flops.count(Trainable(model, loss)), flops.cost_of(model)
     probe = throughput.ready(model, engine, target.ranks, here=target.here)
-    found = survey(parts, model, request.batches, request.ranks)
+    found = profile_data(parts, model, request.batches, request.ranks)
     meant = ranks_of(request.ranks, on_gpu=target.on_gpu)
     zero = deepspeed_config(engine, config.train, meant, parameters.trainable)["zero_optimization"]
     state = state_memory(
@@ -115,7 +115,7 @@ def _memory(state: StateMemory, loss: LossCost) -> tuple[MemoryPart, ...]:
 
 
 def _strategies(
-    found: Survey, fitted: ActivationFit, state: StateMemory, loss: LossCost, usable: float
+    found: DataProfile, fitted: ActivationFit, state: StateMemory, loss: LossCost, usable: float
 ) -> tuple[StrategyView, ...]:
     """Over the largest share of any rank and batch; what comes after another in a step can take its place."""
     direct = cached = 0.0
@@ -140,14 +140,16 @@ def _strategy(engine: EngineConfig, strategies: Sequence[StrategyView]) -> Strat
     return "direct" if strategies[0].fits else "cached"
 
 
-def _largest(fitted: ActivationFit, longest: Encoded, found: Survey, room: float, probe: ChunkProbe) -> LargestChunk:
+def _largest(
+    fitted: ActivationFit, longest: Encoded, found: DataProfile, room: float, probe: ChunkProbe
+) -> LargestChunk:
     share = max(found.shares, key=lambda shapes: sum(shape.padded_tokens for shape in shapes))
     parameters = list(probe.module.parameters())
     held = sum(p.nbytes + (0 if p.grad is None else p.grad.nbytes) for p in parameters)
     return throughput.largest_chunk(fitted, longest, share, room, probe, held)
 
 
-def _data_view(found: Survey) -> DataView:
+def _data_view(found: DataProfile) -> DataView:
     return DataView(
         batches=found.batches,
         rows=found.rows / found.batches,

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from embed_core.config.run import RunConfig
-from embed_core.inspection.plan.data_profile import Survey
+from embed_core.inspection.plan.data_profile import DataProfile
 from embed_core.inspection.plan.report import SpeedView, Strategy
 from embed_core.inspection.plan.target import Target
 from embed_core.profiling import flops, throughput
@@ -16,7 +16,7 @@ REALISTIC = 0.4
 
 
 def speed_of(
-    found: Survey,
+    found: DataProfile,
     cost: flops.TransformerCost | None,
     probe: ChunkProbe,
     target: Target,

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from embed_core.acceleration.auto import CUDA_TOKENS, chosen
+from embed_core.acceleration.auto import CUDA_TOKENS, resolve_auto
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.errors import ConfigError
@@ -73,7 +73,7 @@ def target_of(engine: EngineConfig, request: PlanRequest) -> tuple[Target, Engin
 def _local(engine: EngineConfig, ranks: Ranks) -> tuple[Target, EngineConfig]:
     if engine.precision == "fp16" and not ranks.on_cuda:
         raise ConfigError("engine.precision: 'fp16' needs CUDA: use bf16 or fp32 on this machine, or name a --device")
-    engine = chosen(engine, ranks)
+    engine = resolve_auto(engine, ranks)
     device = specs.local(ranks, engine.precision)
     return Target(device, here=True, ranks=ranks_of(1, on_gpu=ranks.on_cuda)), engine
 

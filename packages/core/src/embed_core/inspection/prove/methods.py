@@ -21,13 +21,13 @@ from embed_core.train.step import Chunks, Step
 from embed_core.types import Batch
 from embed_core.zero.engine import Trainable, initialize
 from embed_core.zero.optimizer import set_learning_rate
-from embed_core.zero.state import gradient as full_gradient
+from embed_core.zero.state import full_gradient
 
 CHUNKS = 4
 """At least about so many chunks per rank."""
 
 
-class Way(Protocol):
+class Method(Protocol):
     """A way of computing loss and gradients of a batch."""
 
     chunks: int
@@ -46,7 +46,7 @@ class Way(Protocol):
         ...
 
 
-class PlainWay:
+class AutogradMethod:
     """The oracle: plain autograd over all texts in one padded chunk."""
 
     def __init__(self, parts: Parts, module: Trainable, ranks: Ranks, loss: Any) -> None:
@@ -82,7 +82,7 @@ class PlainWay:
         self.module.zero_grad(set_to_none=True)
 
 
-class EngineWay:
+class EngineMethod:
     """The loop's own step over a DeepSpeed engine."""
 
     def __init__(self, parts: Parts, module: Trainable, ranks: Ranks, loss: Any, variant: Variant) -> None:

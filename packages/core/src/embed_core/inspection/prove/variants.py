@@ -80,7 +80,7 @@ class Finding:
         return within and self.scaled_difference <= SCALE_TOLERANCE
 
 
-def plan(ranks: int) -> list[list[Variant]]:
+def variants_of(ranks: int) -> list[list[Variant]]:
     """The variants, one list per start of the workers: one rank first, which writes the reference."""
     alone = [
         Variant("reference", plain=True),

@@ -17,7 +17,7 @@ from embed_core.config.resolve import Request, resolve
 from embed_core.distributed.process_group import Ranks, is_lost_rank, join, leave
 from embed_core.errors import EmbedError
 from embed_core.inspection.parts import Parts
-from embed_core.inspection.prove.methods import EngineWay, PlainWay, Way, without_dropout
+from embed_core.inspection.prove.methods import AutogradMethod, EngineMethod, Method, without_dropout
 from embed_core.inspection.prove.variants import FINDINGS, Finding, MeasureRequest, Variant, write_findings
 from embed_core.losses.tiled_cross_entropy import tiles_of
 from embed_core.plugin.manager import activate
@@ -36,7 +36,7 @@ class Measurement:
     scaled_difference: float = 0.0
     worst_parameter: str = ""
 
-    def keep(self, checksum: str, losses: list[list[float]], batch: int, way: Way, *, write: bool) -> None:
+    def keep(self, checksum: str, losses: list[list[float]], batch: int, way: Method, *, write: bool) -> None:
         """Write one batch of a reference. ``losses`` has each batch's on every rank."""
         from safetensors.torch import save_file
 
@@ -54,7 +54,7 @@ class Measurement:
                 "a model has to draw them from context.seed alone"
             )
 
-    def compare(self, batch: int, losses: list[float], way: Way) -> None:
+    def compare(self, batch: int, losses: list[float], way: Method) -> None:
         """Compare one batch, on rank 0; the gradients come one by one, so that memory holds one of them."""
         from safetensors import safe_open
 
@@ -126,7 +126,11 @@ def measure(variant: Variant, request: MeasureRequest, parts: Parts, ranks: Rank
     checksum = checksum_of(module)
     if not variant.dropout:
         without_dropout(module)
-    way: Way = PlainWay(parts, module, ranks, loss) if variant.plain else EngineWay(parts, module, ranks, loss, variant)
+    way: Method = (
+        AutogradMethod(parts, module, ranks, loss)
+        if variant.plain
+        else EngineMethod(parts, module, ranks, loss, variant)
+    )
     found = Measurement(variant, Path(request.directory))
     if not variant.is_reference:
         found.check_weights(checksum)

@@ -7,7 +7,7 @@ from hashlib import blake2b
 from itertools import groupby
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError
 from embed_data.align.source.corpus import Asked, Chunk
 

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets import beir
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError
 from embed_data.align.source.chunking import Span, chunk
 from embed_data.align.source.source import Part, Question, beir_parts, read_questions

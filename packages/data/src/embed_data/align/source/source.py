@@ -11,9 +11,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets import beir
-from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path, json_type
-from embed_core.errors import ConfigError, DataError, did_you_mean
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import SUFFIXES, JsonlFile, checked_path
+from embed_core.errors import ConfigError, DataError, did_you_mean, json_type
 from embed_data.mining.corpus.rows import answers_of
 
 if TYPE_CHECKING:

@@ -8,13 +8,12 @@ from functools import lru_cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from embed_core.datasets import beir
-from embed_core.datasets.jsonl import json_type
-from embed_core.errors import DataError
+from embed_core.datasets.sources import beir
+from embed_core.errors import DataError, json_type
 from embed_core.utils.hashing import identity
+from embed_data.formats.detect import existing, find, known_format
+from embed_data.formats.options import FileFields
 from embed_data.mining.corpus.objects import open_objects
-from embed_data.readers.config import FileFields
-from embed_data.readers.detect import existing, find, known_format
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence

@@ -14,14 +14,14 @@ from typing import TYPE_CHECKING, Any, Protocol
 from uuid import UUID
 
 from embed_core.config.context import cache_root
-from embed_core.datasets.jsonl import JsonlFile
+from embed_core.datasets.index import store
+from embed_core.datasets.sources.jsonl import JsonlFile
 from embed_core.errors import DataError
-from embed_data.readers import cache
-from embed_data.readers.stream import compression
+from embed_data.formats.decompress import compression
 
 if TYPE_CHECKING:
     from embed_core.protocols import Announce
-    from embed_data.readers.detect import Source
+    from embed_data.formats.detect import Source
 
 VERSION = 1
 """Raised with every change of what the same file is copied into."""
@@ -72,9 +72,9 @@ class Copied:
         key = json.dumps([VERSION, source.format, source.place, source.stamp, header])
         digest = blake2b(key.encode("utf-8", "surrogatepass"), digest_size=12).hexdigest()
         folder = cache_root() / "records" / digest
-        if cache.facts(folder) is None:
+        if store.facts(folder) is None:
             announce(f"{source.place} ({source.format}): copying its rows into the cache, once")
-            cache.make(folder, source.place, self._write)
+            store.make(folder, f"the rows of {source.place}", self._write)
         self._file = JsonlFile(folder / COPY)
 
     def __len__(self) -> int:

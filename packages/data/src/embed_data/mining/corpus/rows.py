@@ -7,21 +7,21 @@ from dataclasses import dataclass
 from hashlib import blake2b
 from typing import TYPE_CHECKING, Any, Protocol
 
-from embed_core.datasets import beir
-from embed_core.datasets.jsonl import SUFFIXES, JsonlFile, checked_path, json_type
-from embed_core.datasets.rows import Row, parse_row
-from embed_core.errors import ConfigError, DataError
+from embed_core.datasets.row import Row, parse_row
+from embed_core.datasets.sources import beir
+from embed_core.datasets.sources.jsonl import SUFFIXES, checked_path
+from embed_core.errors import ConfigError, DataError, json_type
+from embed_data.formats.detect import existing, find
+from embed_data.formats.options import FileFields
 from embed_data.mining.corpus.objects import InPlace, Objects, open_objects
 from embed_data.mining.corpus.shape import Shape
-from embed_data.readers.config import FileFields
-from embed_data.readers.detect import existing, find
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
     from pathlib import Path
 
     from embed_core.protocols import Announce
-    from embed_data.readers.plan import Columns
+    from embed_data.formats.columns import Columns
 
 
 @dataclass(frozen=True, slots=True)
@@ -60,7 +60,7 @@ def open_rows(
     found = find(str(path), how)
     _check_options(path, how, {source.format for source in found})
     if found[0].folder is not None:
-        return BeirRows(found[0].folder, split)
+        return JudgedRows(found[0].folder, split)
     return FileRows([open_objects(source, how.header, announce) for source in found], how.columns)
 
 
@@ -68,12 +68,12 @@ def rows_in_place(path: Path) -> Rows:
     """The same of what is read without a copy: ``.jsonl`` and ``.json`` files and BEIR folders. Raises DataError."""
     checked_path(path)
     if beir.is_beir(path):
-        return BeirRows(path, None)
+        return JudgedRows(path, None)
     files = sorted(path.iterdir()) if path.is_dir() else [path]
     files = [file for file in files if file.suffix in SUFFIXES and file.is_file()]
     if not files:
         raise DataError(f"{path}: no .jsonl or .json file and no BEIR folder")
-    return JsonlRows(files)
+    return FileRows([InPlace(file) for file in files], {})
 
 
 def _check_options(path: Path, how: FileFields, formats: set[str]) -> None:
@@ -106,48 +106,27 @@ class FileRows:
         return blake2b("".join(file.digest() for file in self._files).encode(), digest_size=16).hexdigest()
 
 
-class JsonlRows(FileRows):
-    """Rows of JSONL and JSON files, read where they are."""
-
-    def __init__(self, paths: list[Path]) -> None:
-        super().__init__([InPlace(path) for path in paths], {})
-
-
-class BeirRows:
+class JudgedRows:
     """The judged queries of a BEIR folder that have a relevant document; a query may carry its ``answers``."""
 
     def __init__(self, folder: Path, split: str | None) -> None:
-        self._qrels_path = beir.qrels_file(folder, split, prefer="train")
-        self._queries, self._corpus = JsonlFile(folder / "queries.jsonl"), JsonlFile(folder / "corpus.jsonl")
-        queries = {key: index for key, index, _ in beir.rows_by_id(self._queries, beir.query_text)}
-        self._documents = {key: index for key, index, _ in beir.rows_by_id(self._corpus, beir.document_text)}
-        qrels = beir.read_qrels(self._qrels_path, queries, self._documents)
-        relevant = {query: [key for key, score in judged.items() if score > 0] for query, judged in qrels.items()}
-        self._rows = [(query, queries[query], keys) for query, keys in relevant.items() if keys]
-        if not self._rows:
-            raise DataError(f"{self._qrels_path}: no query has a relevant document (a score above 0)")
+        self._rows = beir.BeirRows(folder, split)
 
     def __len__(self) -> int:
         return len(self._rows)
 
     def __getitem__(self, index: int) -> MiningRow:
-        key, at, documents = self._rows[index]
-        place, raw = self._queries.place(at), self._queries[at]
-        answers = answers_of(raw, place)
-        texts = [self._text(document) for document in documents]
-        data = {"query_id": key, "query": beir.query_text(raw, place), "pos": texts, "doc_id": documents}
+        judged, (key, raw) = self._rows.row(index), self._rows.query(index)
+        answers = answers_of(raw, judged.place)
+        documents = list(judged.pos_keys or ())
+        data = {"query_id": key, "query": judged.query, "pos": list(judged.pos), "doc_id": documents}
         if answers:
             data["answers"] = list(answers)
-        return MiningRow(parse_row(data, place), answers, data)
+        return MiningRow(parse_row(data, judged.place), answers, data)
 
     def digest(self) -> str:
         """Of the three files' bytes."""
-        digests = self._queries.digest() + self._corpus.digest()
-        return blake2b(digests.encode() + self._qrels_path.read_bytes(), digest_size=16).hexdigest()
-
-    def _text(self, key: str) -> str:
-        at = self._documents[key]
-        return beir.document_text(self._corpus[at], self._corpus.place(at))
+        return self._rows.digest()
 
 
 def answers_of(data: dict[str, Any], place: str) -> tuple[str, ...]:

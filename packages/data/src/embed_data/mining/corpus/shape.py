@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import DataError
-from embed_data.readers.normal import Normaliser
-from embed_data.readers.plan import NEGATIVE
+from embed_data.formats.columns import FLAGEMBEDDING
+from embed_data.formats.normalize import Normaliser, is_flagembedding
 
 if TYPE_CHECKING:
-    from embed_data.readers.plan import Columns
+    from embed_data.formats.columns import Columns
 
 READ_BY_TRAINING = frozenset(
     ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type", "doc_id", "masked", "neg_id")
@@ -31,7 +31,7 @@ class Shape:
 
         Raises DataError for a record that is no row, and for a scored pair.
         """
-        if not self._columns and _as_it_is(value):
+        if not self._columns and is_flagembedding(value):
             own: dict[str, Any] = value
             return own
         try:
@@ -48,17 +48,8 @@ class Shape:
             del data["neg"]
         for name, one in value.items() if isinstance(value, Mapping) else ():
             if name not in used:
-                data[_free(name, data, foreign=shape != "FlagEmbedding rows")] = one
+                data[_free(name, data, foreign=shape != FLAGEMBEDDING)] = one
         return data
-
-
-def _as_it_is(value: Any) -> bool:
-    """Whether a record is a FlagEmbedding row and none of its texts has another name."""
-    if not isinstance(value, dict) or "query" not in value or not isinstance(value.get("pos"), list):
-        return False
-    negatives = value.get("neg")
-    one_name = not any(name != "neg" and NEGATIVE.fullmatch(name) for name in value)
-    return one_name and (negatives is None or isinstance(negatives, list))
 
 
 def _free(name: str, data: Mapping[str, Any], *, foreign: bool) -> str:

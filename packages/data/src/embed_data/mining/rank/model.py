@@ -73,11 +73,11 @@ class TextEncoder:
 
     def __init__(self, resolved: Resolved, ranks: Ranks, way: str | None, announce: Announce) -> None:
         from embed_core.acceleration.attention import set_attention
-        from embed_core.acceleration.auto import chosen
+        from embed_core.acceleration.auto import resolve_auto
         from embed_core.train.build import build_context
 
         run = resolved.config
-        self._engine: EngineConfig = chosen(run.engine.model_copy(update={"zero_stage": 0}), ranks, announce)
+        self._engine: EngineConfig = resolve_auto(run.engine.model_copy(update={"zero_stage": 0}), ranks, announce)
         self._model: Model = run.model.build(build_context(run, resolved.registry, ranks, announce))
         self._ranks = ranks
         self.way, self.weights = _way(self._model.scores, way)

@@ -1,0 +1,1 @@
+"""The embedded corpus: docstrings of installed Python packages as queries and passages."""
