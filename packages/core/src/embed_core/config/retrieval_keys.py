@@ -17,16 +17,21 @@ SANITY_LIMITS: Mapping[str, int] = {"query_limit": 32, "corpus_limit": 64}
 """How small ``--sanity`` makes an evaluation."""
 
 
-class ModelKeys(Recipe):
+class ModelOverlayKeys(Recipe):
+    """Options of the model by its own names."""
+
+    model: dict[str, Any] = Field(default_factory=dict)
+    """Laid over the compiled ``model``, inside of what add-ons put around it. A key of the recipe, so that
+    ``model.name_or_path`` chooses the defaults too."""
+
+
+class ModelKeys(ModelOverlayKeys):
     """Which model is trained."""
 
     model_name_or_path: str = FROM_SCRATCH
     """A model directory, a model of the hub, or ``from-scratch``."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
-    model: dict[str, Any] = Field(default_factory=dict)
-    """Laid over the compiled ``model``, inside of what add-ons put around it. A key of the recipe, so that
-    ``model.name_or_path`` chooses the defaults too."""
 
     @property
     def named(self) -> str:

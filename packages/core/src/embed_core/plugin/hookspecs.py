@@ -144,8 +144,8 @@ def embed_register_addons() -> Sequence[type[AddOn]]:
 
         @hookimpl
         def embed_register_addons():
-            from embed_distill.addon import TeacherAddOn
-            return [TeacherAddOn]
+            from my_plugin.addon import MyAddOn
+            return [MyAddOn]
     """
     raise AssertionError("a specification is never called")
 
