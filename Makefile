@@ -1,5 +1,5 @@
 # `make help` lists the targets. Only make and one of the Pythons below are assumed.
-PYTHONS := python3.12 python3.11
+PYTHONS := python3.13 python3.12 python3.11
 # The newest of them that runs and can make an environment; PYTHON=/path/to/python takes another.
 PYTHON ?= $(shell for python in $(PYTHONS); do $$python -c 'import ensurepip' 2>/dev/null && echo $$python && break; done)
 VENV ?= .venv

@@ -37,6 +37,7 @@ def made_with(root: Path, tmp_path: Path, *options: str, **pythons: bool) -> sub
     [
         ({"python3_11": True}, "python3.11"),
         ({"python3_11": True, "python3_12": True}, "python3.12"),
+        ({"python3_12": True, "python3_13": True}, "python3.13"),
         ({"python3_11": True, "python3_12": False}, "python3.11"),  # a pyenv shim of a version that is not active
     ],
 )
@@ -52,4 +53,6 @@ def test_no_python_is_one_line(root: Path, tmp_path: Path) -> None:
     answer = made_with(root, tmp_path, python3_12=False)
     assert answer.returncode == 2
     (line,) = answer.stderr.splitlines()
-    assert "none of python3.12 python3.11 runs here: install one of them, or name one with make PYTHON=" in line
+    assert (
+        "none of python3.13 python3.12 python3.11 runs here: install one of them, or name one with make PYTHON=" in line
+    )
