@@ -16,11 +16,14 @@ from typing import Any
 
 import pytest
 import torch
+import typer
 import yaml
 
 import processes
 from embed_cli.launch import _free_port
-from embed_cli.run_command import COMMAND_LINE, RunRequest, arguments_of, command_line
+from embed_cli.main import app
+from embed_cli.ranks import arguments_of
+from embed_cli.run_command import COMMAND_LINE, command_line
 
 torch.set_num_threads(1)
 SMALL = [
@@ -151,21 +154,29 @@ def test_nonsense_from_a_launcher(
 
 
 def test_ranks_are_told_what_the_user_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    request = RunRequest(
-        plugins=("a", "b"),
-        config="c.yaml",
-        overrides=("x=1", "y=[1, 2]"),
-        output_dir=Path("out"),
-        max_steps=3,
-        seed=0,
-        nproc=1,
-        sanity=True,
-        resume=True,
-    )
+    run: Any = typer.main.get_command(app)
+    said = [
+        "--plugin",
+        "a",
+        "--plugin",
+        "b",
+        "--config",
+        "c.yaml",
+        "--set",
+        "x=1",
+        "--max-steps",
+        "3",
+        "--seed",
+        "0",
+        "--sanity",
+        "--resume",
+    ]
+    context = run.commands["run"].make_context("run", [*said, "--set", "y=[1, 2]", "--nproc", "2"])
     words = "--plugin a --plugin b --config c.yaml --set x=1 --set|y=[1, 2]|--output-dir out --max-steps 3 --seed 0"
     head, middle, tail = words.split("|")
-    assert arguments_of(request) == [*head.split(), middle, *tail.split(), "--sanity", "--resume"]
-    assert arguments_of(RunRequest(overwrite=True)) == ["--overwrite"]
+    found = arguments_of(context, output_dir=Path("out"))
+    assert found == [*head.split(), middle, *tail.split(), "--sanity", "--resume"]
+    assert arguments_of(run.commands["run"].make_context("run", ["--overwrite"])) == ["--overwrite"]
     monkeypatch.setattr(sys, "argv", ["/usr/bin/embed", "run", "--set", "a=[1, 2]"])
     monkeypatch.delenv(COMMAND_LINE, raising=False)
     assert command_line() == "embed run --set 'a=[1, 2]'"

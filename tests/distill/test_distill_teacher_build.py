@@ -20,7 +20,7 @@ from embed_core.config.context import BuildContext
 from embed_core.distributed.process_group import leave
 from embed_core.errors import ConfigError, DataError
 from embed_core.testing.datasets import tiny_dataset
-from embed_distill.build_command import BuildRequest, TextFile, arguments_of
+from embed_distill.build_command import BuildRequest, TextFile
 from embed_distill.commands import app
 from embed_distill.store import complete
 from embed_distill.teacher import precompute as filling
@@ -240,12 +240,6 @@ def test_options_that_contradict_themselves_are_said(options: dict[str, Any], me
     with pytest.raises((ConfigError, DataError)) as caught:
         BuildRequest(**options).check()
     assert message in str(caught.value)
-
-
-def test_ranks_are_started_with_the_same_options() -> None:
-    request = BuildRequest(plugins=("bge",), overrides=("a=1", "b=2"), teachers=("t",), store="s", dtype="int8")
-    given = " ".join(arguments_of(request))
-    assert given == "--role passage --store s --dtype int8 --device auto --plugin bge --set a=1 --set b=2 --teacher t"
 
 
 @pytest.mark.parametrize(

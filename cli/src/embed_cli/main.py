@@ -35,6 +35,7 @@ Overrides = Annotated[
 
 @app.command()
 def run(
+    context: typer.Context,
     plugin: PluginNames = None,
     config: ConfigFile = None,
     set_: Overrides = None,
@@ -63,7 +64,8 @@ def run(
             dry_run=dry_run,
             resume=resume,
             overwrite=overwrite,
-        )
+        ),
+        context,
     )
 
 

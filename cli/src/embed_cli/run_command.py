@@ -8,14 +8,16 @@ import signal
 import sys
 import time
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
+from embed_cli.ranks import check_one_launcher, on_ranks
 from embed_core.errors import ConfigError
 
 if TYPE_CHECKING:
     import pluggy
+    import typer
 
     from embed_core.config.document import Document
     from embed_core.config.registry import Registry
@@ -42,25 +44,25 @@ class RunRequest:
     overwrite: bool = False
 
 
-def execute(request: RunRequest) -> None:
-    """Resolve the config, then train here, or start ``--nproc`` ranks that do."""
+def execute(request: RunRequest, context: typer.Context) -> None:
+    """Resolve the config, then train here, or start ``--nproc`` ranks with the command line of ``context``."""
     if request.resume and request.overwrite:
         raise ConfigError("--resume continues a run and --overwrite replaces it: give one of them")
+    from embed_core.config.resolve import default_output_dir
     from embed_core.distributed.process_group import environment
 
     launched = "RANK" in os.environ
-    if launched and request.nproc > 1:
-        raise ConfigError(
-            f"--nproc {request.nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
-        )
+    check_one_launcher(request.nproc)
     world_size = environment()[1] if launched or request.nproc == 1 else request.nproc
     config, manager, registry = resolve(request, world_size)
     if request.dry_run:
         _print_config(config)
-    elif request.nproc > 1:
-        _launch(request, config)
-    else:
-        _train(request, config, manager, registry)
+        return
+    # The output directory is decided here, so that all ranks agree on it.
+    directory = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
+    if request.nproc > 1:
+        os.environ[COMMAND_LINE] = command_line()
+    on_ranks(context, request.nproc, lambda: _train(request, config, manager, registry), output_dir=directory)
 
 
 def resolve(request: RunRequest, world_size: int) -> tuple[RunConfig, pluggy.PluginManager, Registry]:
@@ -167,34 +169,6 @@ def _train(request: RunRequest, config: RunConfig, manager: pluggy.PluginManager
 
 def _terminated(number: int, frame: object) -> NoReturn:
     raise SystemExit(128 + number)
-
-
-def _launch(request: RunRequest, config: RunConfig) -> None:
-    """Start the ranks with the output directory decided, so that all agree on it."""
-    from embed_cli.launch import launch
-    from embed_core.config.resolve import default_output_dir
-
-    directory = config.output_dir or default_output_dir(config.name, time.strftime("%Y%m%d-%H%M%S"))
-    arguments = arguments_of(replace(request, output_dir=directory, nproc=1))
-    os.environ[COMMAND_LINE] = command_line()
-    code = launch([sys.executable, "-m", "embed_cli", "run", *arguments], request.nproc)
-    if code:
-        raise SystemExit(code)
-
-
-def arguments_of(request: RunRequest) -> list[str]:
-    """The command-line arguments that say ``request``."""
-    arguments = [part for name in request.plugins for part in ("--plugin", name)]
-    arguments += ["--config", request.config] if request.config else []
-    arguments += [part for pair in request.overrides for part in ("--set", pair)]
-    for option, value in (
-        ("--output-dir", request.output_dir),
-        ("--max-steps", request.max_steps),
-        ("--seed", request.seed),
-    ):
-        arguments += [option, str(value)] if value is not None else []
-    flags = {"--sanity": request.sanity, "--resume": request.resume, "--overwrite": request.overwrite}
-    return arguments + [flag for flag, on in flags.items() if on]
 
 
 def command_line() -> str:

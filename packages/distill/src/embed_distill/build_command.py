@@ -3,18 +3,18 @@
 from __future__ import annotations
 
 import json
-import os
-import sys
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from hashlib import blake2b
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, cast
 
+from embed_cli.ranks import check_one_launcher, joined, on_ranks
 from embed_core.errors import ConfigError, DataError, did_you_mean
 
 if TYPE_CHECKING:
     import numpy as np
+    import typer
 
     from embed_core.config.component import DatasetConfig
     from embed_core.config.context import BuildContext
@@ -65,39 +65,19 @@ class BuildRequest:
             raise DataError(f"--texts {str(self.texts)!r}: there is no such file")
 
 
-def execute(request: BuildRequest, nproc: int) -> None:
-    """Build here, or start ``nproc`` ranks that do. Raises EmbedError for everything a user can mend."""
+def execute(request: BuildRequest, nproc: int, command: typer.Context) -> None:
+    """Build here, or start ``nproc`` ranks that do, with the command line of ``command``.
+
+    Raises EmbedError for everything a user can mend.
+    """
     request.check()
-    if "RANK" in os.environ and nproc > 1:
-        raise ConfigError(
-            f"--nproc {nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
-        )
-    if nproc == 1:
-        _run(request)
-        return
-    from embed_cli.launch import launch
-
-    code = launch([sys.executable, "-m", "embed_cli", "teacher", "build", *arguments_of(request)], nproc)
-    if code:
-        raise SystemExit(code)
-
-
-def arguments_of(request: BuildRequest) -> list[str]:
-    """The command-line arguments that say ``request``."""
-    single = {name: getattr(request, name) for name in ("config", "texts", "role", "store", "dtype", "device")}
-    several = {"plugin": request.plugins, "set": request.overrides, "teacher": request.teachers}
-    pairs = [(name, str(value)) for name, value in single.items() if value is not None]
-    pairs += [(name, value) for name, values in several.items() for value in values]
-    return [part for name, value in pairs for part in (f"--{name}", value)]
+    check_one_launcher(nproc)
+    on_ranks(command, nproc, lambda: _run(request))
 
 
 def _run(request: BuildRequest) -> None:
-    from embed_cli.launch import RANK_LOST
-    from embed_core.distributed.process_group import is_lost_rank, join, leave
-
     run, registry = _resolved(request)
-    ranks = join(cast("Any", request.device))
-    try:
+    with joined(request.device) as ranks:
         from embed_core.config.context import BuildContext
 
         context = BuildContext(
@@ -110,13 +90,6 @@ def _run(request: BuildRequest) -> None:
             barrier=ranks.barrier,
         )
         _fill(request, run, context)
-    except RuntimeError as error:
-        if is_lost_rank(error):
-            print(f"rank {ranks.rank} stopped: another rank stopped before it, whose message says why", file=sys.stderr)
-            raise SystemExit(RANK_LOST) from None
-        raise
-    finally:
-        leave()
 
 
 def _resolved(request: BuildRequest) -> tuple[RunConfig | None, Registry]:

@@ -58,7 +58,7 @@ def build(
         dtype=dtype,
         device=device,
     )
-    execute(request, nproc)
+    execute(request, nproc, context)
 
 
 @app.command()

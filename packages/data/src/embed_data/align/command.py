@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import os
-import sys
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embed_core.errors import ConfigError
+from embed_cli.ranks import check_one_launcher, joined, on_ranks, to_stderr
 
 if TYPE_CHECKING:
     from collections.abc import Iterator, Mapping, Sequence
@@ -84,41 +82,19 @@ def execute(request: AlignRequest, nproc: int, context: typer.Context) -> None:
     from embed_core.datasets.sources.jsonl import checked_path
     from embed_data.align.session import OUTPUTS, check_folder
 
-    if "RANK" in os.environ and nproc > 1:
-        raise ConfigError(
-            f"--nproc {nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
-        )
+    check_one_launcher(nproc)
     checked_path(request.data)
     check_folder(request.output, OUTPUTS, overwrite=request.overwrite)
-    if nproc == 1:
-        _run(request)
-        return
-    from embed_cli.launch import launch
-    from embed_data.mining.command import arguments_of
-
-    code = launch([sys.executable, "-m", "embed_cli", "align", *arguments_of(context)], nproc)
-    if code:
-        raise SystemExit(code)
+    on_ranks(context, nproc, lambda: _run(request))
 
 
 def _run(request: AlignRequest) -> None:
-    from embed_cli.launch import RANK_LOST
-    from embed_core.distributed.process_group import is_lost_rank, join, leave
     from embed_data.align.session import run
     from embed_data.mining.output.progress import Progress
 
-    ranks = join()
-    first = ranks.rank == 0
-    try:
-        report = run(request, ranks, _to_stderr if first else _silent, Progress(shown=first))
-    except RuntimeError as error:
-        if is_lost_rank(error):
-            print(f"rank {ranks.rank} stopped: another rank stopped before it, whose message says why", file=sys.stderr)
-            raise SystemExit(RANK_LOST) from None
-        raise
-    finally:
-        leave()
-    if first:
+    with joined() as ranks:
+        report = run(request, ranks, to_stderr(ranks), Progress(shown=ranks.rank == 0))
+    if ranks.rank == 0:
         for line in summary(request, report):
             print(line)
 
@@ -152,11 +128,3 @@ def _notices(request: AlignRequest, report: Mapping[str, int]) -> Iterator[str]:
     for key, text in notices:
         if report[key]:
             yield f"{report[key]:,} {text}"
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _silent(line: str) -> None:
-    pass

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import sys
+from contextlib import nullcontext
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from embed_core.errors import ConfigError
+from embed_cli.ranks import check_one_launcher, joined, on_ranks, to_stderr
 
 if TYPE_CHECKING:
-    from collections.abc import Sequence
-
     from embed_data.mining.request import MiningRequest
 
 
@@ -98,24 +95,14 @@ def mine(
         masked_data=masked_data,
         overwrite=overwrite,
     )
-    execute(request, nproc, arguments_of(context))
+    execute(request, nproc, context)
 
 
-def execute(request: MiningRequest, nproc: int, arguments: Sequence[str]) -> None:
-    """Run here, or start ``nproc`` ranks that do; ``arguments`` are those of the command, less ``--nproc``."""
-    if "RANK" in os.environ and nproc > 1:
-        raise ConfigError(
-            f"--nproc {nproc} under another launcher (RANK is set): give the number of ranks to one of the two"
-        )
+def execute(request: MiningRequest, nproc: int, context: typer.Context) -> None:
+    """Run here, or start ``nproc`` ranks that do, with the command line of ``context``."""
+    check_one_launcher(nproc)
     _check_before_torch(request)
-    if nproc == 1:
-        _run(request)
-        return
-    from embed_cli.launch import launch
-
-    code = launch([sys.executable, "-m", "embed_cli", "mine", *arguments], nproc)
-    if code:
-        raise SystemExit(code)
+    on_ranks(context, nproc, lambda: _run(request))
 
 
 def _check_before_torch(request: MiningRequest) -> None:
@@ -134,54 +121,15 @@ def _check_before_torch(request: MiningRequest) -> None:
 
 
 def _run(request: MiningRequest) -> None:
-    from embed_cli.launch import RANK_LOST
-    from embed_core.distributed.process_group import Ranks, environment, is_lost_rank, join, leave
+    from embed_core.distributed.process_group import Ranks, environment
     from embed_data.mining.output.progress import Progress
     from embed_data.mining.output.report import lines
     from embed_data.mining.session import run
 
     # BM25 on one rank is over before torch is imported.
     alone = environment()[1] == 1 and request.by != "dense" and not (request.cross_encoder or request.teacher)
-    ranks = Ranks(0, 1, 0, "cpu") if alone else join()
-    announce = _to_stderr if ranks.rank == 0 else _silent
-    try:
-        counts = run(request, ranks, announce, Progress(shown=ranks.rank == 0))
-    except RuntimeError as error:
-        if not alone and is_lost_rank(error):
-            print(f"rank {ranks.rank} stopped: another rank stopped before it, whose message says why", file=sys.stderr)
-            raise SystemExit(RANK_LOST) from None
-        raise
-    finally:
-        if not alone:
-            leave()
+    with nullcontext(Ranks(0, 1, 0, "cpu")) if alone else joined() as ranks:
+        counts = run(request, ranks, to_stderr(ranks), Progress(shown=ranks.rank == 0))
     if ranks.rank == 0:
         for line in lines(request, counts):
             print(line)
-
-
-def _to_stderr(line: str) -> None:
-    print(line, file=sys.stderr)
-
-
-def _silent(line: str) -> None:
-    pass
-
-
-def arguments_of(context: typer.Context) -> list[str]:
-    """The command line of the running command, less ``--nproc``: what every rank is started with."""
-    positional: list[str] = []
-    options: list[str] = []
-    for parameter in context.command.params:
-        value: Any = context.params.get(parameter.name or "")
-        if value is False and parameter.secondary_opts:
-            options.append(parameter.secondary_opts[0])
-        if parameter.name == "nproc" or value is None or value is False or value in ((), []):  # 0 is a value
-            continue
-        if parameter.param_type_name == "argument":
-            positional.append(str(value))
-        elif value is True:
-            options.append(parameter.opts[0])
-        else:
-            values = value if isinstance(value, (list, tuple)) else [value]
-            options += [part for one in values for part in (parameter.opts[0], str(one))]
-    return [*options, "--", *positional]
