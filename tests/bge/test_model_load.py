@@ -164,3 +164,24 @@ def test_from_scratch_of_a_run(tmp_path, texts):
     assert a.max_length == 700
     assert a.encoder.config.vocab_size == len(a.tokenizer) <= 300
     assert list(a.scores) == ["all", "dense", "sparse", "multi-vector"]
+
+
+def test_the_former_name_of_gradient_checkpointing_still_acts(tmp_path):
+    from embed_bge.config import BGEM3ModelConfig
+    from embed_core.config.context import BuildContext
+    from embed_core.config.registry import Registry
+    from embed_core.models.from_scratch.config import EncoderShape
+
+    lines = []
+    context = BuildContext(Registry(), cache_dir=tmp_path, announce=lines.append, dataset_factory=lambda: Texts())
+    shape = EncoderShape(vocab_size=300, hidden=32, layers=1, heads=2)
+    model = BGEM3ModelConfig(from_scratch=shape, gradient_checkpointing=True).build(context)
+    assert model.encoder.is_gradient_checkpointing
+    assert lines[-1] == "model.gradient_checkpointing is now engine.gradient_checkpointing: please set that one"
+
+
+class Texts:
+    """A dataset to train a tokenizer on."""
+
+    def texts(self):
+        return iter(["one text of some words", "and another one with others"] * 20)

@@ -112,7 +112,7 @@ def train(model: Any, loss: Any, engine_config: EngineConfig, ranks: Ranks) -> d
     step = Step(engine, model, loss, engine_config, ranks)
     dataset = tiny_dataset()
     log: list[dict[str, object]] = []
-    for number in range(2):
+    for number in range(3):
         # 7 rows: the ranks' shares differ, and so do their numbers of chunks.
         rows = [row % len(dataset) for row in range(7 * number, 7 * number + 7)]
         examples = draw_examples(dataset, share_of_rank(rows, ranks.rank, ranks.world_size), 0, number)

@@ -13,6 +13,7 @@ from torch import nn
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_bge.model import BGEM3Model
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.config.context import BuildContext
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.from_scratch import FROM_SCRATCH
@@ -28,6 +29,14 @@ FACTS_FILE = "bge_m3.json"
 
 def build_model(config: BGEM3ModelConfig, context: BuildContext) -> BGEM3Model:
     """The model of a run."""
+    model = _built(config, context)
+    if config.gradient_checkpointing:
+        context.announce("model.gradient_checkpointing is now engine.gradient_checkpointing: please set that one")
+        enable_activation_checkpointing(model)
+    return model
+
+
+def _built(config: BGEM3ModelConfig, context: BuildContext) -> BGEM3Model:
     if config.name_or_path != FROM_SCRATCH:
         return BGEM3Model.from_parts(config, *load_parts(config, context.seed, context.announce))
     longest = max(config.query_max_len, config.passage_max_len)

@@ -54,6 +54,8 @@ class BGEM3ModelConfig(ModelConfig):
     """Put before every passage whose row has no prompt of its own."""
     passage_instruction_format: str = "{}{}"
     """How instruction and passage join."""
+    gradient_checkpointing: bool = False
+    """The former name of ``engine.gradient_checkpointing``; it still acts, with a line that names the new one."""
 
     @field_validator("query_instruction_format", "passage_instruction_format")
     @classmethod
