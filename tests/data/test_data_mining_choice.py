@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from embed_data.mining.corpus.collection import Collection, Document
 from embed_data.mining.corpus.rows import rows_in_place
-from embed_data.mining.rank.judge import Ranked
+from embed_data.mining.rank.judges import Ranked
 from embed_data.mining.select.choose import ceiling, choose, window
 from embed_data.mining.select.screen import Screen, holds_answer, overlaps, plain
 

@@ -24,8 +24,8 @@ from embed_core.plugin.manager import activate
 from embed_core.testing import random_batch
 from embed_core.train.run import Options, RunResult, run
 from embed_core.types import LossOutput, TeacherVectors
+from embed_distill.losses.config import DistilledConfig
 from embed_distill.losses.kd import DistilledLoss
-from embed_distill.losses.kd_config import DistilledConfig
 
 TOPICS = ("rivers", "engines", "gardens", "letters", "bridges", "winters", "markets", "planets")
 QUIET = ("tracking.report_to=[]", "engine.precision=fp32")

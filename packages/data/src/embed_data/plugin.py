@@ -31,7 +31,7 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
 @hookimpl
 def embed_register_losses() -> Sequence[type[LossConfig]]:
     """``by-source``: another loss with a mix's weights and negative strategies."""
-    from embed_data.mix.loss_config import BySourceLossConfig
+    from embed_data.mix.config import BySourceLossConfig
 
     return [BySourceLossConfig]
 

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from embed_core.config.run import RunConfig
     from embed_core.protocols import Dataset
     from embed_core.types import Example, RetrievalSet, Role
-    from embed_distill.datasets.with_teacher_config import WithTeacherConfig
+    from embed_distill.datasets.config import WithTeacherConfig
     from embed_distill.store.codec import Dtype
 
 ROLES = ("passage", "query")
@@ -142,7 +142,7 @@ def _datasets(
 
 
 def _configs(run: RunConfig, *, everyone: bool) -> Iterator[tuple[DatasetConfig, WithTeacherConfig | None]]:
-    from embed_distill.datasets.with_teacher_config import WithTeacherConfig
+    from embed_distill.datasets.config import WithTeacherConfig
 
     for data in (run.data, *(phase.data for phase in run.phases if phase.data is not None)):
         if isinstance(data, WithTeacherConfig):

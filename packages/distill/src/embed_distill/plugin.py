@@ -34,6 +34,7 @@ def embed_register_models() -> Sequence[type[ModelConfig]]:
 def embed_register_losses() -> Sequence[type[LossConfig]]:
     """What compares with a teacher, ``spread-out``, ``weighted-sum``; ``distilled``: another loss and a teacher's."""
     from embed_distill.losses.config import (
+        DistilledConfig,
         MarginMSEConfig,
         SpreadOutConfig,
         TeacherCosineConfig,
@@ -43,7 +44,6 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
         TeacherSimilarityConfig,
         WeightedSumConfig,
     )
-    from embed_distill.losses.kd_config import DistilledConfig
 
     return [
         TeacherMSEConfig,
@@ -61,8 +61,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 @hookimpl
 def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
     """``plain-texts``; ``with-teacher`` and ``with-trained-teacher``: another dataset with a teacher's vectors."""
-    from embed_distill.datasets.plain_texts_config import PlainTextsConfig
-    from embed_distill.datasets.with_teacher_config import WithTeacherConfig
+    from embed_distill.datasets.config import PlainTextsConfig, WithTeacherConfig
     from embed_distill.teacher.train_config import WithTrainedTeacherConfig
 
     return [PlainTextsConfig, WithTeacherConfig, WithTrainedTeacherConfig]
@@ -71,8 +70,7 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
     """``distilled``: a router of student and teacher, or another layout; ``artifacts``: another layout, copied."""
-    from embed_distill.export.artifacts import ArtifactsConfig
-    from embed_distill.export.config import DistilledCheckpointConfig
+    from embed_distill.export.config import ArtifactsConfig, DistilledCheckpointConfig
 
     return [DistilledCheckpointConfig, ArtifactsConfig]
 

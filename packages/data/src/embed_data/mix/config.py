@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 from pydantic import Field, ValidationError, ValidationInfo, field_validator, model_validator
 
 from embed_core.config import document
-from embed_core.config.component import DatasetConfig, Section
+from embed_core.config.component import DatasetConfig, LossConfig, Section
 from embed_core.datasets.config import RetrievalFields
 from embed_core.errors import ConfigError, did_you_mean
 from embed_data.formats.options import FileFields
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     from embed_core.config.context import BuildContext
     from embed_core.config.run import RunConfig
     from embed_core.protocols import Dataset
+    from embed_data.mix.loss import BySourceLoss
 
 
 class SourceConfig(FileFields):
@@ -222,3 +223,23 @@ def _default_name(source: SourceConfig) -> str:
         return source.data.kind
     name = Path(str(source.data_path)).name
     return name.split(".")[0] or name
+
+
+class BySourceLossConfig(LossConfig):
+    """Another loss with the `weight` and the `negative_strategy` that the sources of a `mix` have.
+
+    Rows of `own-only` sources go to the loss `own_only`, without the other rows' passages, and their passages are not
+    among the negatives of other rows.
+    """
+
+    kind: Literal["by-source"] = "by-source"
+    inner: LossConfig
+    """Of all rows of `in-batch` sources."""
+    own_only: LossConfig | None = None
+    """Of the rows of `own-only` sources: `{kind: infonce, in_batch: false}`; needed where there is such a source."""
+
+    def build(self, context: BuildContext) -> BySourceLoss:
+        """Looks at the run's dataset. Raises ConfigError where it is no mix, or has own-only sources without a loss."""
+        from embed_data.mix.loss import build_loss
+
+        return build_loss(self, context)

@@ -18,7 +18,7 @@ from embed_data.mix.dataset import MixDataset
 
 if TYPE_CHECKING:
     from embed_core.config.context import BuildContext
-    from embed_data.mix.loss_config import BySourceLossConfig
+    from embed_data.mix.config import BySourceLossConfig
 
 
 class BySourceLoss(nn.Module):

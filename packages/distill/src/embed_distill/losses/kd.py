@@ -12,7 +12,7 @@ from embed_core.types import LossOutput
 if TYPE_CHECKING:
     from embed_core.protocols import Loss
     from embed_core.types import Batch, Targets
-    from embed_distill.losses.kd_config import DistilledConfig
+    from embed_distill.losses.config import DistilledConfig
 
 
 class DistilledLoss(nn.Module):

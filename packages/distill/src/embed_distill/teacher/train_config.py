@@ -46,7 +46,7 @@ class WithTrainedTeacherConfig(DatasetConfig):
 
     def build(self, context: BuildContext) -> Dataset:
         """All ranks take part in the training. Raises what a run raises."""
-        from embed_distill.datasets.with_teacher_config import WithTeacherConfig
+        from embed_distill.datasets.config import WithTeacherConfig
         from embed_distill.teacher.train import trained_teacher
 
         teacher = trained_teacher(self.teacher, context)

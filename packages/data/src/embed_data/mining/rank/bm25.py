@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from embed_core.errors import ConfigError
-from embed_data.mining.rank.judge import Ranked
+from embed_data.mining.rank.judges import Ranked
 from embed_data.mining.rank.tokens import terms
 
 if TYPE_CHECKING:
@@ -48,7 +48,7 @@ def build_index(collection: Collection, folder: Path, progress: Progress) -> Non
 
 
 class Bm25:
-    """A :class:`~embed_data.mining.rank.judge.Retriever` over an index that :func:`build_index` wrote."""
+    """A :class:`~embed_data.mining.rank.judges.Retriever` over an index that :func:`build_index` wrote."""
 
     def __init__(self, rows: Rows, collection: Collection, folder: Path) -> None:
         self._rows, self._minable = rows, collection.minable

@@ -19,7 +19,7 @@ BATCH = 32
 
 
 class CrossEncoderJudge:
-    """A :class:`~embed_data.mining.rank.judge.Judge`: scores as the model gives them, before any activation.
+    """A :class:`~embed_data.mining.rank.judges.Judge`: scores as the model gives them, before any activation.
 
     Raises CheckpointError for a directory that is no cross-encoder with one score, ConfigError where
     sentence-transformers is not installed.

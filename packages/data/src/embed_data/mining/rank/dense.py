@@ -11,7 +11,7 @@ from embed_core.errors import ConfigError
 from embed_core.evaluation.retrieval import score_tile
 from embed_core.evaluation.topk import TopK, unpack
 from embed_data.mining.corpus.shards import SHARD, Shards
-from embed_data.mining.rank.judge import Ranked
+from embed_data.mining.rank.judges import Ranked
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -30,7 +30,7 @@ INDEX = "faiss.index"
 
 
 class Dense:
-    """A :class:`~embed_data.mining.rank.judge.Retriever` by a model's embeddings, of whatever kinds its score is."""
+    """A :class:`~embed_data.mining.rank.judges.Retriever` by a model's embeddings, of whatever kinds its score is."""
 
     def __init__(self, rows: Rows, collection: Collection, encoder: TextEncoder, shards: Shards) -> None:
         self._rows, self._minable, self._encoder, self._shards = rows, collection.minable, encoder, shards

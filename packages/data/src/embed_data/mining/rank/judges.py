@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from embed_core.distributed.process_group import Ranks
@@ -13,7 +14,6 @@ if TYPE_CHECKING:
     from embed_data.mining.corpus.rows import Rows
     from embed_data.mining.output.progress import Progress
     from embed_data.mining.rank.cross_encoder import CrossEncoderJudge
-    from embed_data.mining.rank.judge import Judge, Retriever
     from embed_data.mining.rank.model import TextEncoder
     from embed_data.mining.request import MiningRequest, ModelChoice
 
@@ -84,3 +84,26 @@ class Judges:
         from embed_data.mining.rank.model import TextEncoder, resolve_model
 
         return TextEncoder(resolve_model(choice), self._ranks, way, announce)
+
+
+class Ranked(NamedTuple):
+    """One query's documents, the best first; equal scores in the order of their numbers."""
+
+    documents: list[int]
+    scores: list[float]
+
+
+class Judge(Protocol):
+    """Scores pairs of a row's query and documents of the collection, on its own scale, higher is better."""
+
+    def pairs(self, rows: Sequence[int], documents: Sequence[Sequence[int]]) -> list[list[float]]:
+        """For each of ``rows`` the scores of its ``documents``. The same numbers whatever other rows there are."""
+        ...
+
+
+class Retriever(Judge, Protocol):
+    """Ranks the part of the collection that may become negatives."""
+
+    def search(self, rows: Sequence[int], depth: int) -> list[Ranked]:
+        """The ``depth`` best documents of each row's query, or as many as there are."""
+        ...

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 
     from embed_data.mining.corpus.collection import Collection
     from embed_data.mining.corpus.rows import MiningRow, Rows
-    from embed_data.mining.rank.judge import Judge
+    from embed_data.mining.rank.judges import Judge
     from embed_data.mining.request import MiningRequest
     from embed_data.mining.select.screen import Screen
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple
 if TYPE_CHECKING:
     from collections.abc import Callable, Sequence
 
-    from embed_data.mining.rank.judge import Ranked
+    from embed_data.mining.rank.judges import Ranked
     from embed_data.mining.request import MiningRequest
 
 
