@@ -62,7 +62,7 @@ def recipe_keys(name: str) -> str:
     """The table of a recipe's keys, as it stands on the recipe's page."""
     found = registry().recipe(name)
     assert found is not None, f"no recipe {name!r}"
-    schema = recipe_schema(found)
+    schema = recipe_schema(found, registry())
     slots = {slot: f"../reference/{page}" for slot, page in LINKS.items()}
     return _keys(Tables(schema.get("$defs", {}), slots).of(schema))
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from FlagEmbedding.finetune.embedder.encoder_only.m3.modeling import EncoderOnlyEmbedderM3Model
 
+from embed_core.acceleration.activation_checkpointing import enable_activation_checkpointing
 from embed_core.types import Embeddings
 
 torch.set_num_threads(1)
@@ -155,7 +156,9 @@ def test_every_trained_parameter_gets_a_gradient(make_model, texts):
 def test_gradient_checkpointing_gives_the_same_gradient(make_model, texts):
     gradients = []
     for on in (False, True):
-        model = make_model(gradient_checkpointing=on)
+        model = make_model()
+        if on:
+            enable_activation_checkpointing(model)
         for module in model.modules():
             if isinstance(module, torch.nn.Dropout):
                 module.p = 0.0

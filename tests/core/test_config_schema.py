@@ -80,8 +80,10 @@ def test_slot_bases_are_not_mistaken_for_kinds() -> None:
 
 
 def test_recipe_schema_allows_the_runs_keys_beside() -> None:
-    recipe = activate(["bge"])[1].recipe("bge")
+    registry = activate(["bge"])[1]
+    recipe = registry.recipe("bge")
     assert recipe is not None
-    schema = json.loads(json.dumps(recipe_schema(recipe)))
-    assert set(schema["properties"]) == set(recipe.model_fields)
+    schema = json.loads(json.dumps(recipe_schema(recipe, registry)))
+    addons = {key for addon in registry.addons() for key in addon.model_fields}
+    assert set(schema["properties"]) == set(recipe.model_fields) | addons
     assert schema["additionalProperties"] is True

@@ -105,15 +105,14 @@ def test_every_key_does_something(registry: Registry, folder: Path) -> None:
         "model_name_or_path": "x/y", "dataset_config": "d", "train_data": "t", "eval_data": ("e",), "held_out_rows": 3,
         "output_dir": Path("o"), "seed": 1, "sanity_test": True, "max_length": 9, "query_max_length": 9,
         "query_prompt": "q", "passage_prompt": "p", "pooling": "cls", "normalize_embeddings": False,
-        "trust_remote_code": True, "negatives": 2, "batching": "homogeneous", "temperature": 0.5, "mrl_dims": (8, 4),
+        "trust_remote_code": True, "negatives": 2, "batching": "homogeneous", "temperature": 0.5,
         "learning_rate": 0.1, "num_train_epochs": 9, "max_steps": 9, "per_device_train_batch_size": 9,
         "gradient_accumulation_steps": 9, "gradient_checkpointing": True, "warmup_ratio": 0.5, "warmup_steps": 9,
         "lr_scheduler_type": "cosine", "weight_decay": 0.5, "max_grad_norm": 0.5, "fp16": True, "bf16": True,
         "save_steps": 9, "save_total_limit": 9, "eval_steps": 9, "logging_steps": 9, "model": {"pooling": "cls"},
         "data": {"limit": 9},
     }  # fmt: skip
-    of_every_recipe = {"teacher_model_name", "distillation_alpha"}
-    assert set(values) == set(DataRecipe.model_fields) - of_every_recipe
+    assert set(values) == set(DataRecipe.model_fields)
     for key, value in values.items():
         assert DataRecipe(**{key: value}).compile(2) != plain, key
 
@@ -195,19 +194,31 @@ def test_mrl_dims_without_embed_mrl_says_so() -> None:
     with pytest.raises(ConfigError) as caught:
         resolved(bare, "mrl_dims: [64, 32]")
     assert str(caught.value) == (
-        "train.yaml:1: mrl_dims: mrl_dims needs the loss `matryoshka` of embed-mrl, which is not installed or "
-        "fails (`embed plugins` says which): `pip install embed-mrl`, or leave mrl_dims out"
+        "train.yaml:1: 'mrl_dims' is a key of plugin 'mrl', which is installed and not active: add --plugin mrl, or "
+        "leave the key out"
     )
 
 
-def test_mrl_dims_wrap_the_loss() -> None:
-    loss = DataRecipe(mrl_dims=(64, 32)).compile(1)["loss"]
-    assert (loss["kind"], loss["dims"], loss["inner"]["kind"]) == ("matryoshka", [64, 32], "infonce")
-    run = DataRecipe(mrl_dims=(64, 32), dataset_config="d").compile(1)
-    assert (run["loss"]["kind"], run["loss"]["own_only"]["inner"]["in_batch"]) == ("by-source", False)
-    assert run["model"]["from_scratch"]["hidden"] == 64
-    small = DataRecipe(mrl_dims=(64, 32), sanity_test=True).compile(1)
-    assert small["model"]["from_scratch"]["hidden"] == 64
+def test_mrl_dims_wrap_the_loss(registry: Registry) -> None:
+    run: Any = resolved(registry, "mrl_dims: [64, 32]")
+    assert (run.loss.kind, run.loss.dims, run.loss.inner.kind) == ("matryoshka", (64, 32), "infonce")
+    assert (run.checkpoint.kind, run.checkpoint.dims, run.checkpoint.inner.kind) == (
+        "matryoshka",
+        (64, 32),
+        "transformers",
+    )
+    assert run.model.from_scratch.hidden == 64
+    mix: Any = resolved(
+        registry, "mrl_dims: [64, 32]\ndata: {kind: mix, use_all: true, datasets: [{data_path: a.jsonl}]}"
+    )
+    assert (mix.loss.kind, mix.loss.inner.kind, mix.loss.own_only.inner.in_batch) == ("by-source", "matryoshka", False)
+    assert resolved(registry, "mrl_dims: [64, 32]\nsanity_test: true").model.from_scratch.hidden == 64
+    assert resolved(registry, "mrl_dims: []").loss.kind == "infonce"
+
+
+def test_precision_means_what_it_means_everywhere(registry: Registry) -> None:
+    for text, precision in (("{}", "auto"), ("bf16: true", "bf16"), ("bf16: false", "fp32")):
+        assert resolved(registry, text).engine.precision == precision
 
 
 @pytest.mark.parametrize(
@@ -215,8 +226,8 @@ def test_mrl_dims_wrap_the_loss() -> None:
     [
         ("fp16: true\nbf16: true", "fp16 and bf16 are both true"),
         ("train_data: x\ndataset_config: y", "dataset_config and train_data both say what to train on"),
-        ("mrl_dims: [8, 8]", "mrl_dims [8, 8]: different positive widths are needed"),
-        ("mrl_dims: [8, 0]", "mrl_dims [8, 0]: different positive widths are needed"),
+        ("mrl_dims: [8, 8]", "mrl_dims [8, 8]: different positive dimensions are needed"),
+        ("mrl_dims: [8, 0]", "mrl_dims [8, 0]: different positive dimensions are needed"),
         ("dataset_config: none.yaml", "config file 'none.yaml' does not exist"),
         (
             "max_lenght: 8",

@@ -203,8 +203,8 @@ def test_without_embed_distill_it_is_said() -> None:
     _, registry = activate(["hello"])
     file = document.parse("teacher_model_name: some/teacher\n", "run.yaml")
     message = (
-        r"run.yaml:1: teacher_model_name 'some/teacher' needs embed-distill for the dataset kind 'with-teacher', and "
-        "it is not active: pip install embed-distill, or add --plugin distill"
+        r"run.yaml:1: 'teacher_model_name' is a key of plugin 'distill', which is installed and not active: "
+        "add --plugin distill, or leave the key out"
     )
     with pytest.raises(ConfigError, match=message):
         resolve_run(registry, Request(registry.recipe("hello"), file))

@@ -19,6 +19,7 @@ import os
 from pathlib import Path
 from typing import ClassVar, Literal
 
+from embed_core.config.addons import AddOn
 from embed_core.config.component import (
     CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig, SamplerConfig,
 )
@@ -137,6 +138,24 @@ def embed_register_recipes():
     return [EveryRecipe]
 
 
+class Colder(AddOn):
+    name: ClassVar[str] = "colder"
+    order: ClassVar[int] = 5
+    colder: bool = False
+
+    def is_on(self):
+        return self.colder
+
+    def wrap(self, part):
+        note(wrapped=sorted(key for key in ("loss", "model") if part.get(key)))
+        return dict(part)
+
+
+@hookimpl
+def embed_register_addons():
+    return [Colder]
+
+
 @hookimpl
 def embed_register_commands(app):
     @app.command("greet")
@@ -185,9 +204,10 @@ def notes(every: Path) -> list[dict[str, object]]:
 
 
 def test_every_hook_takes_part_in_a_run(every: Path, tmp_path: Path) -> None:
-    answer = embed(every, "run", "--plugin", "every", "--output-dir", str(tmp_path / "out"))
+    answer = embed(every, "run", "--plugin", "every", "--set", "colder=true", "--output-dir", str(tmp_path / "out"))
     assert answer.returncode == 0, answer.stderr
     log = notes(every)
+    assert log[0] == {"wrapped": ["loss", "model"]}
     built = [entry["built"] for entry in log if "built" in entry]
     assert sorted(map(str, built)) == ["checkpoint", "dataset", "evaluator", "loss", "model", "sampler"]
     steps = [entry["step"] for entry in log if "step" in entry and not entry["evaluation"]]

@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -83,21 +84,23 @@ def documented_commands(text: str) -> list[str]:
     return [command.split("#")[0].split(" ← ")[0].strip() for command in (*blocks, *inline)]
 
 
-def test_documented_options_exist(root: Path) -> None:
+def test_documented_options_exist(
+    root: Path, command: Callable[..., tuple[int, str, str]], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("COLUMNS", "200")
     pages = [root / "README.md", *root.glob("docs/**/*.md"), *root.glob("packages/*/README.md"), root / "cli/README.md"]
-    commands = {command for page in pages for command in documented_commands(page.read_text(encoding="utf-8"))}
-    assert any(command.startswith("embed run --plugin bge") for command in commands)
+    commands = {found for page in pages for found in documented_commands(page.read_text(encoding="utf-8"))}
+    assert any(found.startswith("embed run --plugin bge") for found in commands)
     helps: dict[str, str] = {}
-    for command in sorted(commands):
-        _, name, *rest = command.split()
+    for documented in sorted(commands):
+        _, name, *rest = documented.split()
         if name in GROUPS:
             name = f"{name} {rest.pop(0)}"
         if name not in helps:
-            answer = run(*name.split(), "--help")
-            assert answer.returncode == 0, f"`{command}` is documented, but: {answer.stderr}"
-            helps[name] = answer.stdout
+            code, helps[name], err = command(*name.split(), "--help")
+            assert code == 0, f"`{documented}` is documented, but: {err}"
         for option in [word.split("=")[0] for word in rest if word.startswith("--")]:
-            assert re.search(rf"{option}\b", helps[name]), f"`{command}` is documented, but has no {option}"
+            assert re.search(rf"{option}\b", helps[name]), f"`{documented}` is documented, but has no {option}"
 
 
 def test_documented_make_targets_exist(root: Path) -> None:

@@ -27,7 +27,7 @@ def example(hook: Callable[..., object]) -> str:
 
 
 def test_there_are_the_hooks_we_know_of() -> None:
-    assert len(HOOKS) == 10
+    assert len(HOOKS) == 11
     assert set(SLOT_HOOKS.values()) <= set(HOOKS)
 
 

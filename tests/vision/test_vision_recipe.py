@@ -211,8 +211,7 @@ def test_every_key_is_tried_above(registry: Any) -> None:
     """A key that the recipe takes and no test looks at may be one that it ignores."""
     tried = {setting.split("=")[0].split(".")[0] for settings, _ in CASES for setting in settings}
     tried |= set(document.parse(SEED, "seed").data)
-    of_core = {"teacher_model_name", "distillation_alpha"}
-    assert set(registry.recipe("vision").model_fields) - tried - of_core == set()
+    assert set(registry.recipe("vision").model_fields) - tried == set()
 
 
 @pytest.mark.parametrize(
@@ -224,8 +223,8 @@ def test_every_key_is_tried_above(registry: Any) -> None:
         (("fp16=true", "bf16=true"), "fp16 and bf16 are both true: choose one of them"),
         (("ddp_find_unused_parameters=true",),
          "ddp_find_unused_parameters: true is not needed: every gradient is reduced"),
-        (("mrl_dims=[8,8]",), r"mrl_dims \[8, 8\]: different positive widths are needed"),
-        (("mrl_dims=[8]", "mrl_weights=[1,2]"), "mrl_weights has 2 values, mrl_dims 1: give one for each"),
+        (("mrl_dims=[8,8]",), r"mrl_dims \[8, 8\]: different positive dimensions are needed"),
+        (("mrl_dims=[8]", "mrl_weights=[1,2]"), "mrl_weights: 2 of them for 1 mrl_dims: give one for each"),
         (("text_model_name=a",), "text_model_name is about composed models: set encoder_mode: composed"),
         (("pooling_method=cls",), "pooling_method is about composed models"),
         (("projection_dim=8", "model_name=a"), "projection_dim: 'a' has its own width"),
@@ -247,18 +246,17 @@ def test_what_is_refused(registry: Any, settings: tuple[str, ...], message: str)
         compiled(registry, *settings)
 
 
-def test_mrl_without_embed_mrl() -> None:
-    from embed_core.config.registry import Registry
-    from embed_vision.recipe.recipe import VisionRecipe
-
-    with pytest.raises(ValueError, match="need the loss `matryoshka` of embed-mrl, which is not installed"):
-        VisionRecipe.model_validate({"use_mrl": True}, context={"registry": Registry()})
-
-
 def test_a_teacher_sees_pictures(registry: Any) -> None:
-    recipe = registry.recipe("vision").model_validate({"teacher_model_name": "big"})
-    assert recipe.teacher() == {"model": {"kind": "vision", "name_or_path": "big"}}
-    assert registry.recipe("vision")().teacher() is None
+    taught: Any = compiled(registry, "teacher_model_name=big").data
+    assert [(one.model.kind, one.model.name_or_path) for one in taught.teachers] == [("vision", "big")]
+    assert compiled(registry).data.kind == "pictures"
+
+
+def test_adapters_and_dimensions_and_a_teacher_in_one_run(registry: Any) -> None:
+    run: Any = compiled(registry, "use_lora=true", "mrl_dims=[8]", "teacher_model_name=big")
+    assert (run.model.kind, run.model.inner.kind) == ("lora", "clip")
+    assert (run.loss.kind, run.loss.inner.kind, run.loss.inner.inner.kind) == ("distilled", "matryoshka", "clip")
+    assert (run.checkpoint.kind, run.checkpoint.inner.kind, run.data.inner.kind) == ("matryoshka", "vision", "pictures")
 
 
 def test_in_miniature(registry: Any) -> None:

@@ -161,7 +161,7 @@ def schema(
         found = registry.recipe(names[0]) if names else None
         if found is None:
             raise ConfigError("--recipe: name a plugin that has one, for instance --plugin bge")
-        print(json.dumps(recipe_schema(found), indent=2))
+        print(json.dumps(recipe_schema(found, registry), indent=2))
     else:
         print(json.dumps(run_schema(registry), indent=2))
 

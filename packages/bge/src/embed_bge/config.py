@@ -54,8 +54,6 @@ class BGEM3ModelConfig(ModelConfig):
     """Put before every passage whose row has no prompt of its own."""
     passage_instruction_format: str = "{}{}"
     """How instruction and passage join."""
-    gradient_checkpointing: bool = False
-    """Recompute the encoder's activations in the backward pass: a third more time for a fraction of the memory."""
 
     @field_validator("query_instruction_format", "passage_instruction_format")
     @classmethod

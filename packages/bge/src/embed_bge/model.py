@@ -97,8 +97,6 @@ class BGEM3Model(TokenizesTexts, nn.Module):
         special = (tokenizer.cls_token_id, tokenizer.eos_token_id, tokenizer.pad_token_id, tokenizer.unk_token_id)
         self._special_ids = sorted({i for i in special if i is not None})
         self._freeze()
-        if config.gradient_checkpointing:
-            self.encoder.gradient_checkpointing_enable({"use_reentrant": False})
 
     def _freeze(self) -> None:
         self.encoder.requires_grad_(not self.config.fix_encoder)

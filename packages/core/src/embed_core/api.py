@@ -57,7 +57,7 @@ class BaseRetrieverTrainer:
     def train(self, *, resume: bool = False, overwrite: bool = False) -> RunResult:
         """Evaluate, step, checkpoint, evaluate again, export; the result says where and how well."""
         manager, registry = activate([self.plugin])
-        keys = self.config.model_dump(exclude_unset=True)
+        keys = {**self.config.addon_keys, **self.config.model_dump(exclude_unset=True)}
         given = Document(data=lay_over(keys, self.overrides))
         run_config = resolve(
             registry, Request(self.recipe_class, given, world_size=environment()[1], flags={"plugins": [self.plugin]})

@@ -15,8 +15,7 @@ if TYPE_CHECKING:
     from embed_core.config.recipe import Recipe
 
 EMBED_USES = ("mrl", "distill")
-"""embed-mrl and embed-distill, where they are installed: the recipe's key ``mrl_dims`` compiles to the one's loss, and
-``teacher_model_name`` to the other's kinds."""
+"""Plugins whose add-ons this one's recipe takes, where they are installed: Matryoshka, and a teacher."""
 
 
 @hookimpl

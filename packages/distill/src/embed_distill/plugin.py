@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
     import typer
 
+    from embed_core.config.addons import AddOn
     from embed_core.config.component import CheckpointConfig, DatasetConfig, EvaluatorConfig, LossConfig, ModelConfig
     from embed_core.config.recipe import Recipe
     from embed_core.events import RunEvent
@@ -82,6 +83,14 @@ def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
     from embed_distill.evaluation.config import TwoByTwoConfig
 
     return [TwoByTwoConfig]
+
+
+@hookimpl
+def embed_register_addons() -> Sequence[type[AddOn]]:
+    """``teacher``: the keys ``teacher_model_name`` and ``distillation_alpha``, in any recipe."""
+    from embed_distill.addon import TeacherAddOn
+
+    return [TeacherAddOn]
 
 
 @hookimpl

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
+from embed_core.config.addons import AddOn
 from embed_core.config.component import CheckpointConfig, EvaluatorConfig, LossConfig
 from embed_core.config.recipe import Recipe
 from embed_core.plugin.hookspecs import hookimpl
@@ -15,7 +16,7 @@ if TYPE_CHECKING:
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kind is embed-data's."""
 EMBED_USES = ("distill",)
-"""embed-distill, where it is installed: the key ``teacher_model_name`` compiles to its kinds."""
+"""The plugin whose add-on this one's recipe takes, where it is installed: a teacher."""
 
 
 @hookimpl
@@ -40,6 +41,14 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
     from embed_mrl.config import MatryoshkaCheckpointConfig
 
     return [MatryoshkaCheckpointConfig]
+
+
+@hookimpl
+def embed_register_addons() -> Sequence[type[AddOn]]:
+    """``matryoshka``: the key ``mrl_dims`` and others, in any recipe."""
+    from embed_mrl.addon import MatryoshkaAddOn
+
+    return [MatryoshkaAddOn]
 
 
 @hookimpl

@@ -10,8 +10,8 @@ from embed_core.plugin.hookspecs import hookimpl
 
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""
-EMBED_USES = ("distill",)
-"""embed-distill, where it is installed: the key ``teacher_model_name`` compiles to its kinds."""
+EMBED_USES = ("distill", "mrl")
+"""Plugins whose add-ons this one's recipe takes, where they are installed: a teacher, and Matryoshka."""
 
 
 @hookimpl

@@ -3,47 +3,28 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Any, Literal
 
 LossType = Literal["qwen3", "infonce", "cosine_similarity", "contrastive", "online_contrastive"]
 
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """The keys whose good values depend on whether the model has been trained before."""
+BY_MODEL: Mapping[str, tuple[Any, Any]] = {
+    "learning_rate": (1e-3, 6e-6),
+    "num_train_epochs": (1.6, 10),
+    "per_device_train_batch_size": (64, 8),
+    "max_length": (128, 512),
+}
+"""Key → value for a small random decoder, value for a model that is loaded.
 
-    learning_rate: float
-    num_train_epochs: float
-    per_device_train_batch_size: int
-    query_max_length: int
-    passage_max_length: int
-    temperature: float | None
+From scratch: large steps and large batches; a query has room for an instruction in single bytes. A trained model has
+the learning rate and the epochs of ARK (arXiv 2511.16326)."""
 
-
-SCRATCH = Defaults(
-    learning_rate=1e-3,
-    num_train_epochs=1.6,
-    per_device_train_batch_size=64,
-    query_max_length=128,
-    passage_max_length=128,
-    temperature=0.05,
-)
-"""A small random decoder: large steps and large batches. A query has room for an instruction in single bytes."""
+SCRATCH_TEMPERATURE = 0.05
+"""Temperature for a random decoder; a trained model has the loss's own."""
 
 SCRATCH_LOSS = {"infonce_mask_fake_negative": False}
 """Of qwen3 for a random decoder: what it ranks above the positive is chance, not an unlabelled positive. With the mask
 it stands still for half as long again."""
-
-FINE_TUNING = Defaults(
-    learning_rate=6e-6,
-    num_train_epochs=10,
-    per_device_train_batch_size=8,
-    query_max_length=512,
-    passage_max_length=512,
-    temperature=None,
-)
-"""A trained model: learning rate and epochs of ARK (arXiv 2511.16326), the temperature of the loss itself."""
 
 CURRICULUM_LEARNING_RATE = 1e-5
 """Of stage 1 for a trained model, where none is given."""

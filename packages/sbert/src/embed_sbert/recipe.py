@@ -5,16 +5,17 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-from pydantic import Field, model_validator
+from pydantic import model_validator
 
 from embed_core.config.document import lay_over
-from embed_core.config.recipe import Recipe
+from embed_core.config.retrieval_keys import ModelOverlayKeys
 from embed_core.config.run import TrainConfig
+from embed_core.config.training_keys import SeedKeys
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_sbert.sections import PYDOCS, DataKeys, DeviceKeys, HubKeys, OptimKeys, OutputKeys, TrainKeys
 
 
-class SbertRecipe(Recipe):
+class SbertRecipe(SeedKeys, ModelOverlayKeys):
     """Any sentence-transformers model on (anchor, positive) pairs, by MultipleNegativesRankingLoss.
 
     A key left at None takes a default that suits the model: one for ``from-scratch``, one for a model that is loaded.
@@ -36,10 +37,6 @@ class SbertRecipe(Recipe):
     """The pairs; also every key of the dataset kind that reads them."""
     output: OutputKeys = OutputKeys()
     """Where the finished model is."""
-    seed: int = Field(default=42, ge=0)
-    """Of the data order, the random weights and dropout."""
-    model: dict[str, Any] = Field(default_factory=dict)
-    """Laid over the compiled ``model`` (``query_prompt``, ``from_scratch``; kind ``lora`` takes it as ``inner``)."""
 
     @model_validator(mode="after")
     def _a_precision(self) -> Self:

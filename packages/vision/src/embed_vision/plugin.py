@@ -13,7 +13,7 @@ if TYPE_CHECKING:
     from embed_core.events import RunEvent
 
 EMBED_USES = ("mrl", "distill")
-"""Plugins that are activated with this one where they are installed: ``mrl_dims`` needs the loss ``matryoshka``."""
+"""Plugins whose add-ons this one's recipe takes, where they are installed: Matryoshka, and a teacher."""
 
 
 @hookimpl

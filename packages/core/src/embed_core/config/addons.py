@@ -1,38 +1,67 @@
-"""A teacher for any run: what a recipe's ``teacher_model_name`` makes of it. The kinds are embed-distill's."""
+"""Add-ons: what wraps a run of any recipe, each with keys of its own (a teacher, Matryoshka, LoRA)."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+from abc import abstractmethod
+from collections.abc import Callable, Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
 
-from embed_core.config.registry import Registry
-from embed_core.errors import ConfigError
+from embed_core.config.component import Section
 
-DATA, LOSS = "with-teacher", "distilled"
-
-
-def taught(run: Mapping[str, Any], teacher: Mapping[str, Any], alpha: float) -> dict[str, Any]:
-    """A plain run whose rows have the teacher's vectors, and whose loss is (1 - alpha) of its own and alpha of the
-    teacher's; every phase likewise. What has a teacher already keeps it."""
-    phases = [_taught(phase, teacher, alpha) for phase in run.get("phases") or ()]
-    return {**_taught(run, teacher, alpha), "phases": phases}
+if TYPE_CHECKING:
+    from embed_core.config.registry import Registry
 
 
-def check_kinds(registry: Registry, place: str, name: object) -> None:
-    """Raises ConfigError where embed-distill is not active; ``place`` is where the teacher was named."""
-    for slot, kind in (("dataset", DATA), ("loss", LOSS)):
-        if kind not in registry.kinds(slot):
-            raise ConfigError(
-                f"{place + ': ' if place else ''}teacher_model_name {name!r} needs embed-distill for the {slot} kind "
-                f"{kind!r}, and it is not active: pip install embed-distill, or add --plugin distill"
-            )
+class AddOn(Section):
+    """A wrapper of a compiled run. Its fields are keys that users write beside those of any recipe.
+
+    It is applied last, to what the recipe, the config file and ``--set`` have made of the run: their keys mean what
+    they mean without it. Several add-ons wrap in the order of ``order``, whatever plugins they are from.
+    """
+
+    name: ClassVar[str]
+    """By this name a recipe gives its keys other defaults, or refuses it (``Recipe.addons``)."""
+    order: ClassVar[int]
+    """Add-ons with a smaller number wrap first, so they are further inside. The core's LoRA has 10, Matryoshka 20, a
+    teacher 30."""
+
+    @abstractmethod
+    def is_on(self) -> bool:
+        """Whether its keys ask for it. One that is off leaves the run as it is."""
+
+    @abstractmethod
+    def wrap(self, part: Mapping[str, Any]) -> dict[str, Any]:
+        """``part`` with wrapped components.
+
+        ``part`` is the run as plain data (``model``, ``data``, ``loss``, ``checkpoint``, ``evaluation``, …), and then
+        each of its phases, in which a component that is the run's own is None or missing. What is wrapped already, and
+        so was written out by the user, stays as it is.
+        """
 
 
-def _taught(part: Mapping[str, Any], teacher: Mapping[str, Any], alpha: float) -> dict[str, Any]:
-    found = dict(part)
-    data, loss = part.get("data"), part.get("loss")
-    if data is not None and data.get("kind") != DATA:
-        found["data"] = {"kind": DATA, "inner": data, "teachers": [dict(teacher)]}
-    if loss is not None and loss.get("kind") != LOSS:
-        found["loss"] = {"kind": LOSS, "inner": loss, "alpha": alpha}
-    return found
+def wrapped(run: Mapping[str, Any], addon: AddOn) -> dict[str, Any]:
+    """A plain run in which ``addon`` has wrapped the run itself and every phase."""
+    phases = [addon.wrap(phase) for phase in run.get("phases") or ()]
+    return {**addon.wrap(run), "phases": phases}
+
+
+def replaced(part: Mapping[str, Any], slot: str, kind: str, wrap: Callable[[Any], dict[str, Any]]) -> dict[str, Any]:
+    """``part`` with ``wrap`` of its component in ``slot``, unless there is none, or it is of ``kind`` already."""
+    component = part.get(slot)
+    if component is None or component.get("kind") == kind:
+        return dict(part)
+    return {**part, slot: {"kind": kind, **wrap(component)}}
+
+
+def given_by_user(addon: AddOn, context: Any) -> set[str]:
+    """For validators of ``addon``: the keys that somebody wrote. Defaults that a recipe has for them are left out."""
+    return set((context or {}).get("given_keys", addon.model_fields_set))
+
+
+def offered_keys(registry: Registry | None) -> dict[str, str]:
+    """Key of an add-on → the plugin that has it: of ``registry``, or without one of all that is installed."""
+    if registry is None:
+        from embed_core.plugin.manager import installed_registry
+
+        registry = installed_registry()
+    return {key: registry.owner("add-on key", key) for addon in registry.addons() for key in addon.model_fields}

@@ -18,6 +18,10 @@ if TYPE_CHECKING:
     from embed_core.protocols import Checkpointer, Dataset, Evaluator, Loss, Model, Sampler
 
 
+FROM_SCRATCH = "from-scratch"
+"""The value of a model's ``name_or_path`` that asks for a small random model, its tokenizer from the run's texts."""
+
+
 class Section(BaseModel):
     """A part of a config. Unknown keys are errors; instances never change; attribute docstrings are the help."""
 

@@ -9,7 +9,7 @@ from typing import Any, TypeVar
 
 from pydantic import BaseModel, ValidationError
 
-from embed_core.config.addons import check_kinds, taught
+from embed_core.config.addons import AddOn, offered_keys, wrapped
 from embed_core.config.component import CheckpointConfig, SamplerConfig
 from embed_core.config.document import Document, lay_over
 from embed_core.config.messages import messages, place_of
@@ -45,32 +45,47 @@ class Request:
 
 
 def resolve(registry: Registry, request: Request) -> RunConfig:
-    """Compile, lay over, validate. Raises ConfigError, one line per fault."""
+    """Compile, lay over, validate, wrap. Raises ConfigError, one line per fault."""
     layers = [request.document, request.overrides]
-    recipe_fields = set(request.recipe.model_fields) if request.recipe else set()
-    _check_roots(layers, recipe_fields, request.recipe)
-    compiled, sanity = _compile(request, registry, layers, recipe_fields)
-    run: Any = _lay_over_run(compiled, _only(request.document.data, recipe_fields, inside=False))
+    own = set(request.recipe.model_fields) if request.recipe else set()
+    addon_keys = set(offered_keys(registry)) - own
+    short = own | addon_keys if request.recipe else own
+    _check_roots(layers, own | addon_keys, request.recipe)
+    compiled, sanity = _compile(request, registry, layers, short)
+    run: Any = _lay_over_run(compiled, _only(request.document.data, own | addon_keys, inside=False))
     if request.sanity:
         small = {**SANITY, "sampler": {"batch_size": max(8, request.world_size)}}
         run = _in_phases(_lay_over_run(run, small), small)
-    run = _lay_over_run(run, _set_by_recipe_keys(request, registry, recipe_fields, compiled))
+    run = _lay_over_run(run, _set_by_recipe_keys(request, registry, short, compiled))
     if request.sanity:
         run = _lay_over_run(run, sanity)
-    run = _lay_over_run(run, _only(request.overrides.data, recipe_fields, inside=False))
+    run = _lay_over_run(run, _only(request.overrides.data, own | addon_keys, inside=False))
     run = _in_phases(_lay_over_run(run, _flags(request.flags)), _flags(request.flags))
     config = _validate(RunConfig, run, layers, registry)
-    return _taught(config, _recipe(request, registry, layers, recipe_fields), layers, registry)
+    for addon in _addons(request.recipe, layers, addon_keys, registry):
+        config = _validate(RunConfig, wrapped(plain(config), addon), layers, registry)
+    return config
 
 
-def _taught(config: RunConfig, recipe: Recipe | None, layers: Sequence[Document], registry: Registry) -> RunConfig:
-    """With the recipe's teacher, around what all keys together have made of data and loss: they mean what they mean
-    without a teacher, and faults are told before."""
-    teacher = None if recipe is None else recipe.teacher()
-    if recipe is None or teacher is None:
-        return config
-    check_kinds(registry, place_of(("teacher_model_name",), layers), recipe.teacher_model_name)
-    return _validate(RunConfig, taught(plain(config), teacher, recipe.distillation_alpha), layers, registry)
+def _addons(
+    recipe: type[Recipe] | None, layers: Sequence[Document], names: set[str], registry: Registry
+) -> list[AddOn]:
+    """The add-ons that are on, from the innermost to the outermost."""
+    found = []
+    for cls in registry.addons():
+        given: Any = {}
+        for layer in layers:
+            given = lay_over(given, _only(layer.data, names & set(cls.model_fields), inside=True))
+        defaults = recipe.addons.get(cls.name, {}) if recipe else {}
+        if isinstance(defaults, str):
+            if given:
+                key = next(iter(given))
+                raise ConfigError(f"{place_of((key,), layers)}: {key}: {given[key]!r}: {defaults}")
+            continue
+        addon = _validate(cls, {**defaults, **given}, layers, registry, given_keys=set(given))
+        if addon.is_on():
+            found.append(addon)
+    return found
 
 
 def _lay_over_run(run: Any, top: Mapping[str, Any]) -> Any:
@@ -104,29 +119,29 @@ def _in_phases(run: Any, top: Mapping[str, Any]) -> Any:
 
 
 def _compile(
-    request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]
+    request: Request, registry: Registry, layers: Sequence[Document], short_keys: set[str]
 ) -> tuple[dict[str, Any], dict[str, Any]]:
-    recipe = _recipe(request, registry, layers, recipe_fields)
+    recipe = _recipe(request, registry, layers, short_keys)
     return ({}, {}) if recipe is None else (recipe.compile(request.world_size), recipe.sanity())
 
 
-def _recipe(request: Request, registry: Registry, layers: Sequence[Document], recipe_fields: set[str]) -> Recipe | None:
+def _recipe(request: Request, registry: Registry, layers: Sequence[Document], short_keys: set[str]) -> Recipe | None:
     if request.recipe is None:
         return None
     keys: Any = {}
     for layer in layers:
-        keys = lay_over(keys, _only(layer.data, recipe_fields, inside=True))
+        keys = lay_over(keys, _only(layer.data, short_keys, inside=True))
     return _validate(request.recipe, keys, layers, registry)
 
 
 def _set_by_recipe_keys(
-    request: Request, registry: Registry, recipe_fields: set[str], compiled: Mapping[str, Any]
+    request: Request, registry: Registry, short_keys: set[str], compiled: Mapping[str, Any]
 ) -> dict[str, Any]:
     """What ``--set`` changes through the recipe's keys: it goes over the file's run keys, as its other keys do."""
-    if request.recipe is None or not recipe_fields & set(request.overrides.data):
+    if request.recipe is None or not short_keys & set(request.overrides.data):
         return {}
     try:
-        before, _ = _compile(request, registry, [request.document], recipe_fields)
+        before, _ = _compile(request, registry, [request.document], short_keys)
     except ConfigError:  # the file alone is wrong, and --set mends it: there is nothing to compare with
         return {}
     return _changed(before, compiled)
@@ -163,20 +178,28 @@ def _flags(flags: Mapping[str, Any]) -> dict[str, Any]:
     return given if steps is None else {**given, "train": {"max_steps": steps}}
 
 
-def _check_roots(layers: Sequence[Document], recipe_fields: set[str], recipe: type[Recipe] | None) -> None:
-    """A top-level key is the recipe's or the run's; say so before anything is compiled."""
-    known = recipe_fields | set(RunConfig.model_fields)
+def _check_roots(layers: Sequence[Document], short_keys: set[str], recipe: type[Recipe] | None) -> None:
+    """A top-level key is the recipe's, an add-on's or the run's; say so before anything is compiled."""
+    known = short_keys | set(RunConfig.model_fields)
     for layer in layers:
         for key in layer.data:
-            if key not in known:
-                where = f" of recipe {recipe.name!r} or of a run" if recipe else " of a run"
-                place = layer.place((key,))
-                raise ConfigError(f"{place}: {key!r} is no key{where}: {did_you_mean(str(key), known)}")
+            if key in known:
+                continue
+            place, plugin = layer.place((key,)), offered_keys(None).get(key)
+            if plugin is not None:
+                raise ConfigError(
+                    f"{place}: {key!r} is a key of plugin {plugin!r}, which is installed and not active: "
+                    f"add --plugin {plugin}, or leave the key out"
+                )
+            where = f" of recipe {recipe.name!r} or of a run" if recipe else " of a run"
+            raise ConfigError(f"{place}: {key!r} is no key{where}: {did_you_mean(str(key), known)}")
 
 
-def _validate(cls: type[ModelT], data: Mapping[str, Any], layers: Sequence[Document], registry: Registry) -> ModelT:
+def _validate(
+    cls: type[ModelT], data: Mapping[str, Any], layers: Sequence[Document], registry: Registry, **context: Any
+) -> ModelT:
     try:
-        return cls.model_validate(data, context={"registry": registry, "config_name": layers[0].name})
+        return cls.model_validate(data, context={"registry": registry, "config_name": layers[0].name, **context})
     except ValidationError as error:
         raise ConfigError("\n".join(messages(cls, data, error, layers, registry))) from None
 

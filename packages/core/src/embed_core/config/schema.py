@@ -26,8 +26,19 @@ def run_schema(registry: Registry) -> dict[str, Any]:
     return {**schema, "$schema": "https://json-schema.org/draft/2020-12/schema", **refs[RunConfig, "validation"]}
 
 
-def recipe_schema(recipe: type[Recipe]) -> dict[str, Any]:
-    """JSON schema of a recipe's own keys. Those of ``RunConfig`` may stand beside them."""
+def recipe_schema(recipe: type[Recipe], registry: Registry) -> dict[str, Any]:
+    """JSON schema of a recipe's own keys and of the add-ons that it takes. Those of ``RunConfig`` may stand beside
+    them."""
     schema = recipe.model_json_schema()
+    properties = schema.setdefault("properties", {})
+    for addon in registry.addons():
+        defaults = recipe.addons.get(addon.name, {})
+        if isinstance(defaults, str):
+            continue
+        theirs = addon.model_json_schema()
+        schema.setdefault("$defs", {}).update(theirs.get("$defs", {}))
+        for key, described in theirs["properties"].items():
+            default = {"default": defaults[key]} if key in defaults else {}
+            properties.setdefault(key, {**described, **default})
     schema["additionalProperties"] = True
     return schema

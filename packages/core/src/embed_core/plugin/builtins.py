@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
+from embed_core.config.addons import AddOn
 from embed_core.config.component import (
     CheckpointConfig,
     DatasetConfig,
@@ -62,3 +63,11 @@ def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
     from embed_core.evaluation.config import RetrievalEvaluatorConfig
 
     return [RetrievalEvaluatorConfig]
+
+
+@hookimpl
+def embed_register_addons() -> Sequence[type[AddOn]]:
+    """``lora``: adapters around the run's model."""
+    from embed_core.models.lora.addon import LoraAddOn
+
+    return [LoraAddOn]

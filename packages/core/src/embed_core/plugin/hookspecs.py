@@ -14,6 +14,7 @@ import pluggy
 if TYPE_CHECKING:
     import typer
 
+    from embed_core.config.addons import AddOn
     from embed_core.config.component import (
         CheckpointConfig,
         DatasetConfig,
@@ -128,6 +129,23 @@ def embed_register_recipes() -> Sequence[type[Recipe]]:
         def embed_register_recipes():
             from embed_bge.recipe import BGERecipe
             return [BGERecipe]
+    """
+    raise AssertionError("a specification is never called")
+
+
+@hookspec
+def embed_register_addons() -> Sequence[type[AddOn]]:
+    """Add-on classes: keys that any recipe takes beside its own, and how they wrap the compiled run.
+
+    An add-on's ``wrap`` gets the run as plain data, then each of its phases, and returns it with wrapped components:
+    see :class:`embed_core.config.addons.AddOn`. Its keys exist in runs in which the plugin is active.
+
+    Example::
+
+        @hookimpl
+        def embed_register_addons():
+            from my_plugin.addon import MyAddOn
+            return [MyAddOn]
     """
     raise AssertionError("a specification is never called")
 

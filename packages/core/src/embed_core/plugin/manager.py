@@ -118,6 +118,20 @@ def activate(names: Iterable[str]) -> tuple[pluggy.PluginManager, Registry]:
     return manager, registry
 
 
+def installed_registry() -> Registry:
+    """What the core and every installed plugin register. Plugins that fail are left out; so is what two of them claim,
+    but for the first. Nothing of it is active in a run: it is for messages, and for keys checked before a run."""
+    installed = discover()
+    names: list[str] = []
+    for name in sorted(installed):
+        try:
+            activate([*names, name])
+        except EmbedError:
+            continue
+        names.append(name)
+    return activate(names)[1]
+
+
 def _installed(name: str, installed: Mapping[str, Installed], needed_by: str = "") -> Installed:
     if name not in installed:
         needed = f", which {needed_by!r} requires," if needed_by else ""
@@ -168,6 +182,9 @@ def _register(manager: pluggy.PluginManager, registry: Registry, plugin: Install
     for recipe in _answer(manager, plugin, module, "embed_register_recipes"):
         _check_recipe(plugin, recipe)
         registry.add_recipe(recipe, plugin.name)
+    for addon in _answer(manager, plugin, module, "embed_register_addons"):
+        _check_addon(plugin, addon)
+        registry.add_addon(addon, plugin.name)
 
 
 def _check_hook_names(manager: pluggy.PluginManager, module: Any) -> None:
@@ -214,6 +231,17 @@ def _check_recipe(plugin: Installed, recipe: Any) -> None:
             f"{_who(plugin)}: embed_register_recipes returned {recipe!r}, which is no Recipe with a `name`"
         )
     _check_complete(plugin, recipe)
+
+
+def _check_addon(plugin: Installed, addon: Any) -> None:
+    from embed_core.config.addons import AddOn
+
+    named = inspect.isclass(addon) and issubclass(addon, AddOn) and isinstance(getattr(addon, "name", None), str)
+    if not named or not isinstance(getattr(addon, "order", None), int):
+        raise PluginError(
+            f"{_who(plugin)}: embed_register_addons returned {addon!r}, which is no AddOn with a `name` and an `order`"
+        )
+    _check_complete(plugin, addon)
 
 
 def _check_complete(plugin: Installed, config: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -21,6 +22,10 @@ class DistillRecipe(Recipe):
     """
 
     name: ClassVar[str] = "distill"
+    addons: ClassVar[Mapping[str, Mapping[str, Any] | str]] = {
+        "teacher": "recipe distill has a teacher anyway: set model.teacher instead",
+        "matryoshka": "recipe distill has dimensions of its own: set model.use_projection: false and model.mrl_dims",
+    }
 
     model: ModelSection = Field(default_factory=ModelSection)
     """Who teaches and who learns."""
@@ -39,13 +44,6 @@ class DistillRecipe(Recipe):
     def shipped(cls) -> Path:
         """See :meth:`embed_core.config.recipe.Recipe.shipped`."""
         return CONFIGS
-
-    @field_validator("teacher_model_name")
-    @classmethod
-    def _has_its_own(cls, name: str | None) -> str | None:
-        if name is not None:
-            raise ValueError(f"{name!r}: recipe distill has a teacher anyway: set model.teacher instead")
-        return name
 
     @field_validator("model")
     @classmethod

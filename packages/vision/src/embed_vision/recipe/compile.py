@@ -9,11 +9,9 @@ from embed_core.config.document import lay_over
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_vision.datasets.config import PICTURES
 from embed_vision.recipe.defaults import (
-    FINE_TUNING,
     INFONCE_TEMPERATURE,
     LOSSES,
     SCHEDULES,
-    SCRATCH,
     tokens_per_picture,
     trackers,
 )
@@ -34,41 +32,29 @@ class Compiled:
 
     def __init__(self, recipe: VisionRecipe) -> None:
         self.recipe = recipe
-        self.defaults = SCRATCH if recipe.scratch else FINE_TUNING
+        self.dims: tuple[int, ...] = tuple(recipe.addon_keys.get("mrl_dims") or ())
 
     def run(self, world_size: int) -> dict[str, Any]:
         """All of it."""
         recipe = self.recipe
-        output = {} if recipe.output_dir is None else {"output_dir": str(recipe.output_dir)}
         return {
+            **recipe.compile_output(),
             "name": recipe.run_name or recipe.name,
-            "seed": recipe.seed,
-            **output,
-            "model": self.model(),
+            "model": lay_over(self._inner(), recipe.model),
             "data": self.data(),
             "sampler": {"kind": "no-duplicates", "batch_size": self.batch_size * world_size},
             "loss": self.loss(),
-            "checkpoint": self.checkpoint(),
+            "checkpoint": {"kind": "vision", **recipe.compile_checkpoint()},
             "evaluation": self.evaluation(),
             "train": self.train(),
             "engine": self.engine(),
-            "tracking": {"log_every_steps": recipe.logging_steps, "report_to": trackers(recipe.report_to)},
+            "tracking": {**recipe.compile_tracking(), "report_to": trackers(recipe.report_to)},
         }
 
     @property
     def batch_size(self) -> int:
         """Rows per rank."""
-        return self.recipe.batch_size or self.defaults.batch_size
-
-    def model(self) -> dict[str, Any]:
-        """The model, in adapters where they are asked for."""
-        recipe = self.recipe
-        inner = lay_over(self._inner(), recipe.model)
-        if not recipe.use_lora:
-            return dict(inner)
-        targets = {} if recipe.lora_target_modules is None else {"target_modules": recipe.lora_target_modules}
-        adapters = {"r": recipe.lora_r, "alpha": recipe.lora_alpha, "dropout": recipe.lora_dropout}
-        return {"kind": "lora", "inner": inner, **adapters, **targets}
+        return int(self.recipe.chosen("batch_size"))
 
     def _inner(self) -> dict[str, Any]:
         recipe = self.recipe
@@ -99,7 +85,7 @@ class Compiled:
 
     def _shape(self) -> dict[str, Any]:
         """Of a random model."""
-        width = max(self.recipe.mrl_dims, default=0) or self.recipe.projection_dim
+        width = max(self.dims, default=0) or self.recipe.projection_dim
         return {} if width is None else {"width": width}
 
     def data(self) -> dict[str, Any]:
@@ -117,7 +103,7 @@ class Compiled:
 
     def _rows(self, path: str, split: str | None) -> dict[str, Any]:
         recipe = self.recipe
-        same = {"retrieval_mode": recipe.retrieval_mode, "negatives": recipe.negatives}
+        same = {"retrieval_mode": recipe.retrieval_mode, **recipe.compile_negatives()}
         if path == PICTURES:
             return {"kind": "pictures", **same}
         return {
@@ -132,19 +118,7 @@ class Compiled:
         }
 
     def loss(self) -> dict[str, Any]:
-        """The loss, at several widths where they are asked for."""
-        recipe = self.recipe
-        loss = self._loss()
-        if not recipe.matryoshka:
-            return loss
-        return {
-            "kind": "matryoshka",
-            "inner": loss,
-            "dims": list(recipe.mrl_dims) or None,
-            "weights": list(recipe.mrl_weights) or None,
-        }
-
-    def _loss(self) -> dict[str, Any]:
+        """The loss of ``loss_type``."""
         recipe, kind = self.recipe, LOSSES[self.recipe.loss_type]
         temperature = recipe.temperature
         if kind == "infonce":
@@ -156,15 +130,6 @@ class Compiled:
         return (
             {"kind": kind, "temperature": temperature} if kind == "clip" else {"kind": kind, "scale": 1 / temperature}
         )
-
-    def checkpoint(self) -> dict[str, Any]:
-        """How it is saved."""
-        recipe = self.recipe
-        by_steps = {} if not recipe.save_steps else {"every_steps": recipe.save_steps, "every_minutes": 0}
-        kept = {"keep_last": recipe.save_total_limit, **by_steps}
-        if not recipe.matryoshka:
-            return {"kind": "vision", **kept}
-        return {"kind": "matryoshka", "inner": {"kind": "vision"}, "dims": list(recipe.mrl_dims) or None, **kept}
 
     def evaluation(self) -> list[dict[str, Any]]:
         """Retrieval, in both directions where there are two, and the loss; nothing where there are no rows for it."""
@@ -183,25 +148,16 @@ class Compiled:
         return [*found, loss]
 
     def train(self) -> dict[str, Any]:
-        """How long, and how it steps."""
+        """How long, and how it steps; ``scheduler_type: constant`` has no warm-up."""
         recipe = self.recipe
-        warm = recipe.scheduler_type != "constant"
-        return {
-            "epochs": recipe.epochs or self.defaults.epochs,
-            "max_steps": recipe.max_steps,
-            "gradient_accumulation_steps": recipe.gradient_accumulation_steps,
-            "gradient_clipping": recipe.max_grad_norm,
-            "evaluate_every_steps": recipe.eval_steps,
-            "optimizer": {
-                "learning_rate": recipe.lr or recipe.learning_rate or self.defaults.learning_rate,
-                "weight_decay": recipe.weight_decay,
-            },
-            "schedule": {
-                "kind": SCHEDULES[recipe.scheduler_type],
-                "warmup_ratio": recipe.warmup_ratio if warm else 0.0,
-                "warmup_steps": (recipe.warmup_steps or None) if warm else 0,
-            },
-        }
+        train = recipe.compile_train(
+            epochs=recipe.chosen("epochs"),
+            learning_rate=recipe.lr or recipe.chosen("learning_rate"),
+            schedule=SCHEDULES[recipe.scheduler_type],
+        )
+        if recipe.scheduler_type == "constant":
+            train["schedule"] |= {"warmup_ratio": 0.0, "warmup_steps": 0}
+        return train
 
     def engine(self) -> dict[str, Any]:
         """Precision, and how a batch is computed."""
@@ -212,17 +168,15 @@ class Compiled:
         if recipe.gradient_cache_chunk_size is not None:
             shape = lay_over(self._inner(), recipe.model).get("from_scratch", {})
             chunks["token_budget"] = recipe.gradient_cache_chunk_size * tokens_per_picture(self._seeing, shape)
-        precision = "fp16" if recipe.fp16 else {None: "auto", True: "bf16", False: "fp32"}[recipe.bf16]
-        return {"precision": precision, "gradient_checkpointing": recipe.gradient_checkpointing, **chunks}
+        return {**recipe.compile_engine(), **chunks}
 
     def sanity(self) -> dict[str, Any]:
         """Laid over the run by ``--sanity``."""
         recipe = self.recipe
         overlay: dict[str, Any] = {}
         if recipe.scratch:
-            width = {} if recipe.mrl_dims or recipe.projection_dim else {"width": SANITY_WIDTH}
-            tiny = {"from_scratch": {**SANITY_SHAPE, **width}}
-            overlay["model"] = {"inner": tiny} if recipe.use_lora else tiny
+            width = {} if self.dims or recipe.projection_dim else {"width": SANITY_WIDTH}
+            overlay["model"] = {"from_scratch": {**SANITY_SHAPE, **width}}
         rows: dict[str, Any] = {"limit": 64}
         if recipe.data_path == PICTURES:
             rows |= {"symbols": 16, "renderings": 4, "size": 24, "held_out_rows": 16}

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
@@ -13,20 +12,15 @@ from embed_core.config.component import resolved_path
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_vision.models.config import ClipShape
 
+BY_MODEL: Mapping[str, tuple[Any, Any]] = {
+    "learning_rate": (1e-3, 2e-5),
+    "epochs": (10, 3),
+    "batch_size": (64, 32),
+}
+"""Key → value for a small random model, value for one that is loaded.
 
-@dataclass(frozen=True, slots=True)
-class Defaults:
-    """The keys whose good values depend on whether the model has been trained before."""
-
-    learning_rate: float
-    epochs: float
-    batch_size: int
-
-
-SCRATCH = Defaults(learning_rate=1e-3, epochs=10, batch_size=64)
-"""A small random model: large steps, and batches that give every query many negatives."""
-FINE_TUNING = Defaults(learning_rate=2e-5, epochs=3, batch_size=32)
-"""The learning rate, epochs and batch of the flat keys' first home, vembed-factory."""
+From scratch: large steps, and batches that give every query many negatives. A model that is loaded has the learning
+rate, epochs and batch of the flat keys' first home, vembed-factory."""
 
 LOSSES: Mapping[str, str] = {
     "clip": "clip",

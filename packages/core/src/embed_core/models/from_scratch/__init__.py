@@ -1,4 +1,5 @@
 """What the word ``from-scratch`` means in every plugin: a small random model, its tokenizer from the run's texts."""
 
-FROM_SCRATCH = "from-scratch"
-"""The value of a model's ``name_or_path`` that asks for it."""
+from embed_core.config.component import FROM_SCRATCH
+
+__all__ = ["FROM_SCRATCH"]
