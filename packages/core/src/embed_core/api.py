@@ -102,7 +102,7 @@ class BaseRetrieverTrainer:
 
 
 def _without_held_out(config: RunConfig) -> RunConfig:
-    """A dataset without a split of its own cannot be evaluated on one; folders named for evaluation stay."""
+    """Drop evaluations on the held-out split, which the dataset lacks; those on folders stay."""
     kept = tuple(e for e in config.evaluation if getattr(e, "path", "") is not None)
     return config.model_copy(update={"evaluation": kept})
 

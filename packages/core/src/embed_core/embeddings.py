@@ -156,7 +156,7 @@ def _sliced_offsets(offsets_N1: Tensor, start: int, stop: int) -> tuple[Tensor, 
 
 
 def missing_kind(e: Embeddings, kind: str) -> ConfigError:
-    """``kind`` (``dense``, ``sparse``, ``multi``) is asked for but absent from ``e``: the error to raise."""
+    """The error to raise where ``kind`` (``dense``, ``sparse``, ``multi``) is asked for but absent from ``e``."""
     present = {"dense": e.dense_ND, "sparse": e.sparse, "multi": e.multi}
     given = ", ".join(name for name, value in present.items() if value is not None) or "nothing"
     return ConfigError(

@@ -1,4 +1,4 @@
-"""What a user did or has that stops a run. The CLI prints these as one line and exits with code 2; no traceback."""
+"""Errors that a user can cause and mend. The CLI prints them as one line and exits with code 2; no traceback."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def did_you_mean(value: str, alternatives: Iterable[str]) -> str:
 
 
 def json_type(value: Any) -> str:
-    """How a value is called in JSON, for messages: ``the string 'abc'``, ``a list``, ``null``."""
+    """Name a value in JSON's words, for messages: ``the string 'abc'``, ``a list``, ``null``."""
     if value is None:
         return "null"
     if isinstance(value, bool):

@@ -1,4 +1,4 @@
-"""What observers are told."""
+"""The events that a run sends to its observers."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ class StepEvent:
     step: int
     """Optimizer steps done, this one included."""
     total_steps: int
-    """Of the run; a phase whose data the phases before it make counts as if it had the run's own."""
+    """Steps of the whole run; a phase whose data is made by earlier phases counts as if it had the run's own data."""
     epoch: float
     loss: float
     metrics: Mapping[str, float]
     """The loss's terms, averaged over the step's micro-batches."""
     learning_rate: float
     gradient_norm: float | None
-    """Before clipping."""
+    """Norm before clipping."""
     seconds: float
     """Wall-clock seconds of this step."""
     rows: int
@@ -41,11 +41,11 @@ class StepEvent:
     """Floating-point operations of the model in this step, all ranks, one forward and one backward without padding;
     ``None`` where the model's cost is not known."""
     peak_flops: float | None = None
-    """What the devices of all ranks can do per second in the run's precision; ``None`` where that is not known."""
+    """Peak FLOP/s of all ranks' devices in the run's precision; ``None`` where that is not known."""
 
     @property
     def terms(self) -> dict[str, float]:
-        """What is shown beside the loss: its terms, without the one that is the loss itself."""
+        """The loss's terms to show beside it, without the one that is the loss itself."""
         return {name: value for name, value in self.metrics.items() if name != "loss" or value != self.loss}
 
     @property

@@ -105,7 +105,7 @@ class MultiVectors(NamedTuple):
 
 
 class Embeddings(NamedTuple):
-    """What a model says of N texts: any of a dense vector, lexical weights and token vectors.
+    """A model's embeddings of N texts: any of a dense vector, lexical weights and token vectors.
 
     A NamedTuple of tensors, so that DeepSpeed's ZeRO-3 hooks can see through it. Beware that ``len()`` of a
     NamedTuple counts its fields: use :attr:`count`.
@@ -135,7 +135,7 @@ class Batch(NamedTuple):
 
 
 class TeacherVectors(NamedTuple):
-    """What a teacher says of a global batch: constants, fp32, of the teacher's own width W."""
+    """A teacher's vectors of a global batch: fp32 constants of the teacher's own width W."""
 
     query_BW: Tensor
     passage_PW: Tensor

@@ -1,1 +1,1 @@
-"""What makes a model faster here: attention, varlen, dropout, compile, activation checkpointing."""
+"""Makes models faster or smaller: attention, varlen, dropout, compile, activation checkpointing."""

@@ -1,4 +1,4 @@
-"""Gradient checkpointing: keep the inputs of the layers for the backward, and compute the rest again.
+"""Activation checkpointing: keeps only the layers' inputs for the backward, which computes the rest again.
 
 Chen et al. 2016, "Training Deep Nets with Sublinear Memory Cost", arXiv 1604.06174.
 """
@@ -13,15 +13,15 @@ from embed_core.errors import ConfigError
 
 
 def enable_activation_checkpointing(model: nn.Module) -> None:
-    """Switch it on in the outermost parts of ``model`` that have a ``gradient_checkpointing_enable(options)``:
-    transformers' models do, and a model may define its own, called with the arguments of ``torch.utils.checkpoint``.
+    """Switch on activation checkpointing in the outermost parts of ``model`` that have a method
+    ``gradient_checkpointing_enable(options)``, as transformers' models do, with options of ``torch.utils.checkpoint``.
 
-    Dropout repeats itself in the second computation: torch puts the random state of the first one back. Without
-    re-entrance the inputs need no gradient, so a frozen embedding below (LoRA) takes nothing from the layers above it.
+    Dropout repeats itself in the second computation, since torch restores the random state. With the non-reentrant
+    variant the inputs need no gradient, so layers above a frozen embedding (LoRA) still get gradients.
 
     Raises ConfigError for a model without such a part.
     """
-    logging.getLogger("transformers.utils.generic").addFilter(_says_something)
+    logging.getLogger("transformers.utils.generic").addFilter(_is_relevant)
     if not _enable(model):
         raise ConfigError(
             f"engine.gradient_checkpointing: {type(model).__name__} has no part that can compute its layers again: "
@@ -35,10 +35,10 @@ def _enable(module: nn.Module) -> bool:
     if callable(enable) and getattr(module, "supports_gradient_checkpointing", True):
         enable({"use_reentrant": False})
         return True
-    # All of them are asked, also after the first that can.
+    # All children are asked, also after the first that can.
     return sum(_enable(child) for child in module.children()) > 0
 
 
-def _says_something(record: logging.LogRecord) -> bool:
-    """transformers notes of every model that it keeps no cache of keys and values now: training wants none anyway."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Suppress transformers' notice that checkpointing turns off the key-value cache, which training does not use."""
     return "`use_cache=True` is incompatible with gradient checkpointing" not in str(record.msg)

@@ -1,7 +1,7 @@
-"""How transformers models attend: which of their implementations, and one of ours for CPUs.
+"""Chooses the attention implementation of transformers models, and adds one for CPUs.
 
 PyTorch's fused attention on CPUs computes bf16 with vector units; plain matrix products use AMX and are 2 to 10 times
-faster, forward and backward, at the lengths retrieval models train with. With dropout it has none, in any precision.
+faster, forward and backward, at the lengths retrieval models train with. With dropout there is none on CPUs.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ PRODUCTS = "embed_products"
 """Name of :func:`products` among transformers' attention implementations."""
 FLASH = "flash_attention_2"
 AMPERE = 8
-"""Compute capability from which on flash-attention has kernels."""
+"""The lowest compute capability for which flash-attention has kernels."""
 
 
 def products(
@@ -58,7 +58,7 @@ def products(
 
 
 class _Products(torch.autograd.Function):
-    """Autograd would copy every [L,L] matrix where the mask is added in place, and keep the logits."""
+    """Attention with its own backward: autograd would copy every [L,L] matrix for the mask, and keep the logits."""
 
     @staticmethod
     def forward(
@@ -85,7 +85,7 @@ class _Products(torch.autograd.Function):
         upstream = gradients[0].reshape(query.shape)
         value_gradient = _product(used.transpose(1, 2), upstream, ctx.kept)
         inner = _product(upstream, value.transpose(1, 2), ctx.kept)
-        if ctx.dropped:  # the softmax's gradient, and that of what was dropped, in two passes less
+        if ctx.dropped:  # the gradients of softmax and dropout together, which saves two passes
             inner.mul_(used)
             inner.addcmul_(weights, inner.sum(-1, keepdim=True), value=-1)
         else:
@@ -104,7 +104,7 @@ def _product(left: Tensor, right: Tensor, factor: float) -> Tensor:
 
 
 def additive_mask(*arguments: Any, **options: Any) -> Tensor | None:
-    """transformers' boolean mask of sdpa (``None`` where it can be left out) as one to add, made once per forward."""
+    """Turn transformers' boolean sdpa mask (``None`` where none is needed) into an additive one, once per forward."""
     from transformers.masking_utils import sdpa_mask
 
     mask = sdpa_mask(*arguments, **options)
@@ -145,7 +145,7 @@ def set_attention(model: nn.Module, engine: EngineConfig, ranks: Ranks, announce
 
 
 def _flash_is_wanted(engine: EngineConfig, ranks: Ranks) -> bool:
-    """Whether it was asked for, or `auto` would take it. Raises ConfigError where it was and cannot run."""
+    """Whether flash-attention is asked for, or `auto` takes it. Raises ConfigError where it cannot run as asked."""
     if engine.attention == FLASH and not ranks.on_cuda:
         raise ConfigError(f"engine.attention: {FLASH!r} needs CUDA, this run is on {ranks.device}: use auto or sdpa")
     if engine.attention == FLASH and engine.precision == "fp32":
@@ -202,10 +202,10 @@ def register() -> None:
     AttentionInterface.register(PRODUCTS, products)
     AttentionMaskInterface.register(PRODUCTS, additive_mask)
     for module in ("modeling_utils", "modeling_flash_attention_utils"):
-        logging.getLogger(f"transformers.{module}").addFilter(_says_something)
+        logging.getLogger(f"transformers.{module}").addFilter(_is_relevant)
 
 
-def _says_something(record: logging.LogRecord) -> bool:
-    """transformers cannot know that the model goes to CUDA and runs under autocast, and says that it might not."""
+def _is_relevant(record: logging.LogRecord) -> bool:
+    """Suppress warnings of transformers, which cannot know that the model moves to CUDA and runs under autocast."""
     heard = ("You are attempting to use Flash Attention", "Casting fp32 inputs back to")
     return not str(record.msg).startswith(heard)

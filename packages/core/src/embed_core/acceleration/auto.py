@@ -1,4 +1,4 @@
-"""What `auto` means on this machine: every choice in one place, announced, and reversible by naming another."""
+"""Resolves `auto` for this machine. Every choice is made here, is announced, and another can be set in the config."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ CPU_BF16_MULTIPLE, CUDA_HALF_MULTIPLE = 32, 8
 
 
 def resolve_auto(engine: EngineConfig, ranks: Ranks, announce: Announce = lambda line: None) -> EngineConfig:
-    """``engine`` with precision, token budget and attention decided; the strategy is, by the first step's measure."""
+    """Decide the precision and the token budget of ``engine``; attention and strategy are decided later."""
     precision = engine.precision
     if precision == "auto":
         precision = native_precision(ranks)
@@ -35,9 +35,9 @@ def native_precision(ranks: Ranks) -> Literal["fp32", "bf16"]:
 
 
 def length_multiple(engine: EngineConfig, ranks: Ranks) -> int:
-    """What the length of a chunk in tokens is rounded up to.
+    """The multiple that the length of a chunk in tokens is rounded up to.
 
-    Tensor cores want multiples of 8. A CPU compiles a bf16 product anew for every shape, in 2 ms where the product
+    Tensor cores want multiples of 8. A CPU compiles a bf16 product for every new shape, in 2 ms where the product
     takes 0.2: lengths of 32, 64, 96, … keep the shapes few.
     """
     if ranks.on_cuda:

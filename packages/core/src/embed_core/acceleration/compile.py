@@ -33,5 +33,5 @@ def compile_encoders(model: nn.Module) -> None:
             f"engine.compile: true finds no transformers model in {type(model).__name__}: set engine.compile: false"
         )
     for _, part in outermost:
-        # One graph for all lengths: chunks differ in theirs.
+        # Chunks differ in length: compile one graph for all lengths.
         part.compile(dynamic=True)

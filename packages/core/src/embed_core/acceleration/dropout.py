@@ -1,8 +1,8 @@
-"""Dropout on CPUs, at a fifth of what PyTorch's costs there.
+"""Dropout for CPUs, at a fifth of the cost of PyTorch's.
 
 PyTorch draws one number of a Mersenne Twister for every value, which takes longer than the softmax or the product that
-the value belongs to. Here 16 bits of a small fast generator (SFC64, Doty-Humphrey's) decide about each, seeded by one
-draw of PyTorch's own: whoever restores PyTorch's random state draws the same masks again.
+the value belongs to. Here 16 bits of a small fast generator (SFC64, Doty-Humphrey's) decide about each value, seeded
+by one draw of PyTorch's own: whoever restores PyTorch's random state draws the same masks again.
 """
 
 from __future__ import annotations
@@ -18,8 +18,8 @@ LEVELS = 1 << 16
 
 
 def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
-    """A mask of shape and dtype of ``like``, 1 where the value stays and 0 in a share ``rate``; and the factor that
-    gives what stays the weight of the whole (0 where nothing does)."""
+    """Draw a mask of shape and dtype of ``like``, 1 where the value stays and 0 in a share ``rate``. Also returns the
+    factor that keeps the expected value (0 where nothing stays)."""
     dropped = min(round(rate * LEVELS), LEVELS)
     scale = LEVELS / (LEVELS - dropped) if dropped < LEVELS else 0.0
     mask = torch.empty_like(like, memory_format=torch.contiguous_format)
@@ -37,10 +37,10 @@ def keep_mask(like: Tensor, rate: float) -> tuple[Tensor, float]:
 
 
 class FastDropout(nn.Dropout):
-    """``nn.Dropout`` by :func:`keep_mask`."""
+    """``nn.Dropout`` with masks from :func:`keep_mask`."""
 
     def forward(self, input: Tensor) -> Tensor:
-        """Any shape, floating point."""
+        """Apply dropout to a floating-point tensor of any shape."""
         if not self.training or self.p == 0 or not input.is_floating_point():
             return super().forward(input)
         result: Tensor = _Dropped.apply(input, self.p)

@@ -1,4 +1,4 @@
-"""The gradient of embedding tables on CPUs: summed over the chunks of a step in one buffer.
+"""Sums the gradient of embedding tables on CPUs over the chunks of a step in one buffer.
 
 Autograd makes a table of zeros for every use of an ``nn.Embedding``, 64 MB for 250,002 ids of width 64, and adds them
 up: with a dozen chunks a step, more than the arithmetic of a small model.
@@ -47,13 +47,13 @@ class SharedTables:
             self._used.clear()
 
     def unclaimed(self) -> list[Tensor]:
-        """Zero-valued terms for the last backward, which hand over gradients held of tables that its chunk, the last
-        one that was encoded, has no text for (a model with a table per role, or per language)."""
+        """Zero-valued terms for the last backward: they hand over the gradients held for tables that its chunk did
+        not use (a model may have a table per role, or per language)."""
         left = [(module, total) for module, total in self._sums.items() if module not in self._met and total.is_held]
         return [_Claim.apply(module.weight, total) for module, total in left]
 
     def forget(self) -> None:
-        """Drop what is held: the backward it was for will not come."""
+        """Drop the gradients held for a backward that will not come."""
         self._sums.clear()
 
     def _look_up(self, module: nn.Embedding, input: Tensor) -> Tensor:
@@ -68,7 +68,7 @@ class SharedTables:
 
 
 class _Sum:
-    """A gradient as large as the table, made when the first part of it comes."""
+    """The gradient of one table, allocated when its first part arrives."""
 
     def __init__(self, padding_index: int | None) -> None:
         self._value: Tensor | None = None
@@ -95,7 +95,7 @@ class _Sum:
 
 
 class _Table(torch.autograd.Function):
-    """The weight itself; its backward comes after those of all its uses and returns their sum."""
+    """Returns the weight itself. Its backward runs after those of all its uses and returns their sum."""
 
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, total: _Sum) -> Tensor:
@@ -109,7 +109,7 @@ class _Table(torch.autograd.Function):
 
 
 class _Claim(torch.autograd.Function):
-    """0, whose gradient of the weight is what is held."""
+    """Returns 0. Its backward gives the held gradient to the weight."""
 
     @staticmethod
     def forward(ctx: Any, weight_VD: Tensor, total: _Sum) -> Tensor:
@@ -122,7 +122,7 @@ class _Claim(torch.autograd.Function):
 
 
 class _Rows(torch.autograd.Function):
-    """Rows of the table by id; the backward adds to the sum and hands nothing on but its turn."""
+    """Looks up rows of the table. The backward adds to the sum and returns no gradient: :class:`_Table` does."""
 
     @staticmethod
     def forward(ctx: Any, ids: Tensor, table_VD: Tensor, total: _Sum) -> Tensor:

@@ -1,8 +1,8 @@
-"""Whether a model's chunks can be packed: tried on the model itself, before flash-attention is trusted with it.
+"""Checks whether a model's chunks can be packed, by trying it on the model, before flash-attention is used with it.
 
-Packing needs three things of a model: attention that is told where texts begin, positions that start anew with each,
-and nothing else that looks across tokens. A model that swallows what it is told would mix its texts without a word, so
-no list of architectures is kept: a few texts are encoded padded and packed, and have to come out alike.
+Packing needs three things of a model: attention that receives the texts' offsets, positions that restart in each text,
+and nothing else that looks across tokens. A model that ignores the offsets would mix its texts silently, so no list of
+architectures is kept: a few texts are encoded padded and packed, and their embeddings have to agree.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ ONE_BY_ONE = "embed_one_by_one"
 """Name of :func:`one_by_one` among transformers' attention implementations."""
 TEXTS = ("a", "Two texts, one longer than the other.", "a third")
 TOLERANCE, HALF_TOLERANCE = 1e-3, 5e-2
-"""Largest difference, as a share of the norm; weights may be in half precision."""
+"""Largest difference, as a share of the norm, with fp32 weights and with weights in half precision."""
 
 
 def one_by_one(
@@ -39,9 +39,9 @@ def one_by_one(
     cu_seq_lens_q: Tensor | None = None,
     **unused: Any,
 ) -> tuple[Tensor, None]:
-    """What flash-attention computes of packed texts, [1,H,T,d] each → [1,T,H,d]: text after text, and no faster.
+    """Compute what flash-attention computes of packed texts, [1,H,T,d] each → [1,T,H,d], one text at a time.
 
-    Raises ValueError where it is not told the offsets, or told a mask, which flash-attention would prefer to them.
+    Raises ValueError without offsets, or with a mask, which flash-attention would prefer to them.
     """
     if cu_seq_lens_q is None or attention_mask is not None:
         raise ValueError("the texts' offsets do not reach the attention")
@@ -80,7 +80,7 @@ def can_pack(model: Any) -> bool:
             with _packing(model):
                 found = _encode(model, encoded)
         except Exception:
-            # Whatever the code of a model says to arguments that it does not know: it cannot.
+            # A model may raise anything for arguments that it does not know: it cannot pack.
             return False
     weights = next(model.parameters()).dtype
     return _alike(values(found), values(wanted), HALF_TOLERANCE if weights.itemsize < 4 else TOLERANCE)

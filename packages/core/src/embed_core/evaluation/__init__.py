@@ -1,1 +1,1 @@
-"""Measuring a model: exact retrieval over a corpus, on all ranks."""
+"""Measures a model by exact retrieval over a corpus, on all ranks."""

@@ -1,4 +1,4 @@
-"""Retrieval measures by name. They are computed by ir-measures (MacAvaney et al. 2022); here is only their naming.
+"""Names retrieval measures. The library ir-measures computes them (MacAvaney et al. 2022).
 
 Users know ``MRR@10`` and ``Recall@10``; ir-measures prints ``RR@10`` and ``R@10``. Both spellings are accepted, and
 results are always named the way users know them.
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from collections.abc import Iterable, Mapping, Sequence
 
 COMMON = ("nDCG@10", "MRR@10", "Recall@10", "AP@100", "P@10", "Success@10")
-"""What an error suggests where nothing close was meant; ir-measures knows many more."""
+"""Measures that an error suggests where no known name is close; ir-measures knows many more."""
 
 WITHOUT_CUTOFF = 1000
 """Documents kept per query for a measure without a cutoff: what TREC and BEIR runs hold."""

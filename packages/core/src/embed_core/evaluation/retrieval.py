@@ -115,7 +115,7 @@ class RetrievalEvaluator:
         return metrics
 
     def _tell(self, given: RetrievalSet, announce: Announce) -> None:
-        """What the figures are over, where that is not simply all of the data. Raises DataError over nothing."""
+        """Announce which part of the data the figures cover, unless it is all. Raises DataError where none is left."""
         if not self.data.queries or not self.data.corpus:
             raise DataError(
                 f"evaluation {self.name!r}: of {len(given.queries)} queries and {len(given.corpus)} documents none can "
@@ -146,5 +146,5 @@ def _device(e: Embeddings) -> torch.device:
 
 
 def _length(item: object) -> int:
-    """Cost of a document as far as one can tell without tokenising: characters of a text, nothing of other things."""
+    """Estimated cost of a document, without tokenising: the characters of a text, 0 for any other item."""
     return len(item) if isinstance(item, str) else 0

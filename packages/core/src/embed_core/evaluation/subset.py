@@ -1,4 +1,4 @@
-"""A smaller collection for quick evaluations: fewer queries, fewer distractors, no relevant document lost."""
+"""Makes a smaller collection for quick evaluations: fewer queries, fewer distractors, no relevant document lost."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def judged_only(data: RetrievalSet) -> RetrievalSet:
-    """Without the queries that have no relevant document: no ranking could be right or wrong for them."""
+    """Drop the queries that have no relevant document: no ranking could be right or wrong for them."""
     queries = {
         query: item
         for query, item in data.queries.items()
@@ -23,7 +23,7 @@ def judged_only(data: RetrievalSet) -> RetrievalSet:
 
 
 def subset(data: RetrievalSet, query_limit: int | None, corpus_limit: int | None) -> RetrievalSet:
-    """At most so many queries and documents, drawn by a hash of their ids: the same on every rank and in every run.
+    """Draw queries and documents up to the limits by a hash of their ids: the same on every rank and in every run.
 
     The relevant documents of the drawn queries stay, even beyond ``corpus_limit``. Fewer distractors make retrieval
     easier: compare such figures only with figures under the same limits.

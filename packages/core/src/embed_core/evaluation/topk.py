@@ -1,4 +1,4 @@
-"""The best documents of every query, kept while tiles of scores go by, in one total order.
+"""Keeps the best documents of every query over tiles of scores, in one total order.
 
 A score and its document travel as one int64: the float32's bits, mapped to integers of the same order, above the
 document's position counted backwards. ``torch.topk`` over such keys knows no ties: equal scores are ordered by
@@ -26,7 +26,7 @@ def pack(scores_QN: Tensor, position_N: Tensor) -> Tensor:
     """[Q, N] scores (taken as float32) and [N] positions (int64, ≥ 0, < 2³²) → [Q, N] int64 keys.
 
     A larger key is a better document: higher score, then lower position. A NaN or −inf score becomes the key of
-    nothing, which :func:`unpack` leaves out: what a diverged model says is no ranking.
+    nothing, which :func:`unpack` leaves out: scores of a diverged model are no ranking.
     """
     # Adding 0.0 turns −0.0 into 0.0: equal scores must have equal bits.
     scores_QN = scores_QN.float() + 0.0
@@ -52,12 +52,12 @@ class TopK:
         self.keys_QK = torch.full((queries, depth), _NOTHING, dtype=torch.int64, device=device)
 
     def add(self, start: int, scores_QN: Tensor, position_N: Tensor) -> None:
-        """Take in a tile: scores of the queries ``start:start + Q`` against the documents at ``position_N``."""
+        """Add a tile: scores of the queries ``start:start + Q`` against the documents at ``position_N``."""
         rows = slice(start, start + scores_QN.shape[0])
         self._keep(rows, pack(scores_QN, position_N))
 
     def merge(self, others: Iterable[Tensor]) -> None:
-        """Take in the [Q, K] keys of other ranks' documents."""
+        """Add the [Q, K] keys of other ranks' documents."""
         for keys_QK in others:
             self._keep(slice(None), keys_QK.to(self.keys_QK.device))
 

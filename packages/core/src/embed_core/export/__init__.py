@@ -1,1 +1,1 @@
-"""Model directories: reading them with errors that say what is missing, and writing them for everybody's loaders."""
+"""Writes model directories, with a model card, that transformers and sentence-transformers load."""

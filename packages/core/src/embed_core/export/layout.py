@@ -1,4 +1,4 @@
-"""Write a transformers directory with sentence-transformers' module files beside it."""
+"""Writes a transformers directory with sentence-transformers' module files beside it."""
 
 from __future__ import annotations
 
@@ -41,14 +41,14 @@ def check_exportable(model: nn.Module) -> None:
 
 
 def write_directory(model: Any, state: Mapping[str, Tensor], directory: Path) -> None:
-    """Config, safetensors, tokenizer and module files of ``model``; the weights come from ``state`` alone."""
+    """Write config, safetensors, tokenizer and module files of ``model``; the weights come from ``state`` alone."""
     write_encoder(model, state, directory)
     write_tokenizer(model.tokenizer, directory)
     write_modules(model, int(model.encoder.config.hidden_size), directory)
 
 
 def write_encoder(model: Any, state: Mapping[str, Tensor], directory: Path) -> None:
-    """``config.json`` and ``model.safetensors`` with the encoder's bare keys, in fp32."""
+    """Write ``config.json`` and ``model.safetensors`` with the encoder's bare keys, in fp32."""
     encoder = model.encoder
     weights = submodule_state(model, encoder, state)
     with quiet_transformers():
@@ -61,7 +61,7 @@ def write_encoder(model: Any, state: Mapping[str, Tensor], directory: Path) -> N
 
 
 def write_tokenizer(tokenizer: Any, directory: Path) -> None:
-    """The tokenizer's files, under a class name that transformers 4 knows too."""
+    """Write the tokenizer's files, under a class name that transformers 4 knows too."""
     with quiet_transformers():
         tokenizer.save_pretrained(directory)
     path = directory / "tokenizer_config.json"
@@ -86,7 +86,7 @@ def submodule_state(model: nn.Module, part: nn.Module, state: Mapping[str, Tenso
 
 
 def write_modules(model: TransformersModel, width: int, directory: Path) -> None:
-    """The files without which ``SentenceTransformer(directory)`` falls back to mean pooling."""
+    """Write the files without which ``SentenceTransformer(directory)`` falls back to mean pooling."""
     modules = ["Transformer", "Pooling"] + (["Normalize"] if model.normalize else [])
     entries = [
         {
@@ -123,5 +123,5 @@ def write_modules(model: TransformersModel, width: int, directory: Path) -> None
 
 
 def write_json(path: Path, value: Any) -> None:
-    """``value`` as indented UTF-8 JSON."""
+    """Write ``value`` as indented UTF-8 JSON."""
     path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")

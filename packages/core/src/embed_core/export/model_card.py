@@ -1,4 +1,4 @@
-"""The README.md of an exported model: what it is, what it was trained on, how well it did, how to use it."""
+"""Writes the README.md of an exported model: what it is, what it was trained on, how well it did, how to use it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ _HUB_ID = re.compile(r"[\w.-]+/[\w.-]+")
 
 @dataclass(frozen=True, slots=True)
 class RunCard:
-    """What a finished run says of itself."""
+    """The facts of a finished run."""
 
     name: str
     base_model: str
@@ -47,14 +47,14 @@ class RunCard:
     """The command line that ran it."""
     steps: int
     versions: Mapping[str, str]
-    """Of embed, torch, transformers, deepspeed."""
+    """Versions of embed, torch, transformers, deepspeed."""
     loss_state: Mapping[str, Any] = field(default_factory=dict)
     """Trained parameters of the loss by name (fp32 CPU tensors): a logit scale belongs into a CLIP checkpoint."""
 
 
 @dataclass(frozen=True, slots=True)
 class CardText:
-    """What a layout adds to the facts of the run."""
+    """The text that a layout adds to the facts of the run."""
 
     title: str
     summary: str = "A text embedding model trained with [embed](https://pypi.org/project/embed-core/)."
@@ -71,7 +71,7 @@ def write_card(directory: Path, card: RunCard, text: CardText) -> None:
 
 
 def render(card: RunCard, text: CardText) -> str:
-    """The card as Markdown with the hub's YAML front matter."""
+    """Render the card as Markdown with the hub's YAML front matter."""
     notes = [f"- {note}" for note in text.notes]
     sections = [
         _front_matter(card, text),
@@ -138,7 +138,7 @@ def _training(card: RunCard) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """``value`` as what YAML and JSON know: tuples become lists, paths text."""
+    """Convert ``value`` to the types of YAML and JSON: tuples become lists, paths text."""
     return json.loads(json.dumps(value, default=str))
 
 

@@ -1,1 +1,1 @@
-"""What the machine has: free memory, out-of-memory errors, data sheets of GPUs."""
+"""Describes the machine: free memory, out-of-memory errors, data sheets of GPUs."""

@@ -1,4 +1,4 @@
-"""How much memory is left for this rank, and how much of it a forward keeps for its backward."""
+"""Measures how much memory is left for this rank, on its GPU or on the host."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ CGROUP_ROOT, PROC = Path("/sys/fs/cgroup"), Path("/proc")
 
 
 def available_bytes(ranks: Ranks) -> int:
-    """What this rank may still take: the rest of its device, or its share of the host's within the cgroup's limit."""
+    """Bytes this rank may still take: the rest of its device, or its share of the host's within the cgroup's limit."""
     if ranks.on_cuda:
         free, _ = torch.cuda.mem_get_info(ranks.device)
         # Blocks that torch's allocator holds and no tensor uses are free to us.
@@ -29,12 +29,12 @@ def host_bytes(proc: Path = PROC, cgroups: Path = CGROUP_ROOT) -> int:
     for line in _text(proc / "meminfo").splitlines():
         if line.startswith("MemAvailable:"):
             return min([int(line.split()[1]) * 1024, *left])
-    # Not Linux: half of what is built in, since nobody says what is taken.
+    # Not Linux: half of the built-in memory, since nothing says how much is in use.
     return min([os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2, *left])
 
 
 def _cgroup_bytes(proc: Path, root: Path) -> list[int]:
-    """What is left below each limit of this process's cgroup and of those above it, versions 2 and 1."""
+    """Bytes left below each limit of this process's cgroup and of those above it, versions 2 and 1."""
     left = []
     for line in _text(proc / "self/cgroup").splitlines():
         _, controllers, path = line.split(":", 2)
@@ -49,7 +49,7 @@ def _cgroup_bytes(proc: Path, root: Path) -> list[int]:
 
 
 def _below(folder: Path, path: str, names: Sequence[str]) -> Iterator[int]:
-    """A container sees its own group as the root, whatever path it is told: missing folders are passed over."""
+    """Bytes left in a group and its parents. Missing folders are skipped: a container sees its group as the root."""
     limit_name, used_name, cache_name = names
     own = folder / path.strip("/")
     for group in [own, *(parent for parent in own.parents if parent.is_relative_to(folder))]:

@@ -1,4 +1,4 @@
-"""Which errors mean that memory did not suffice, on a device or on the host."""
+"""Tells which errors mean that memory did not suffice, on a device or on the host."""
 
 from __future__ import annotations
 
@@ -23,5 +23,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 
 
 def first_line(error: BaseException) -> str:
-    """What ``error`` says, in one line that is not too long."""
+    """The first line of ``error``'s message, cut to 160 characters."""
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]

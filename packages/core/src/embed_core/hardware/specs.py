@@ -1,4 +1,4 @@
-"""What devices can do at most: arithmetic per second and memory, from a table or measured.
+"""Peak arithmetic per second and memory of devices, from a table or measured.
 
 Peaks are dense (no structured sparsity) and accumulate in fp32, as training does; fp32 is that of the ordinary cores,
 torch's default, not TF32. Sources: NVIDIA's data sheets (B200: HGX B200; H200, H100 SXM, PCIe and NVL; A100 SXM and
@@ -26,7 +26,7 @@ FRAGMENTED = 0.05
 MEASURED_SIZES = {"cpu": (512, 1024), "cuda": (4096, 8192)}
 """Rows of square matrices: the larger come closer to the peak, the smaller end before another process interrupts."""
 MEASURED_SECONDS, MEASURED_TIMES = 0.2, 24
-"""At least: on a busy machine most of the products are interrupted."""
+"""Minimum seconds and repetitions: on a busy machine most of the products are interrupted."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,14 +37,14 @@ class Device:
     memory: float
     """Bytes."""
     fp32: float
-    """FLOP/s; of ``bf16`` and ``fp16`` likewise, 0 where the hardware does not multiply it."""
+    """Peak FLOP/s in fp32; ``bf16`` and ``fp16`` likewise, 0 where the hardware does not multiply in them."""
     bf16: float = 0.0
     fp16: float = 0.0
     words: tuple[str, ...] = ()
-    """All of them occur in the name that the driver gives the device."""
+    """Words that all occur in the name that the driver gives the device."""
 
     def peak(self, precision: str) -> float | None:
-        """FLOP/s at most in ``engine.precision``; ``None`` where the device has no units for it."""
+        """Peak FLOP/s in ``engine.precision``; ``None`` where the device has no units for it."""
         return {"fp32": self.fp32, "bf16": self.bf16, "fp16": self.fp16}[units(precision)] or None
 
     @property
@@ -76,7 +76,7 @@ TABLE = (
     _gpu("mi300x", 191.7, 163.4, 1307.4, "mi300x"),
 )
 NOT_WHOLE = re.compile(r"\b(mig|laptop|max-q)\b", re.IGNORECASE)
-"""A slice of a GPU, or one with other clocks: its name says nothing of its speed."""
+"""Marks a slice of a GPU, or one with other clocks, whose name says nothing about its speed."""
 
 
 def named(name: str) -> Device:
@@ -102,7 +102,7 @@ def known_as(driver_name: str) -> Device | None:
 def local(ranks: Ranks, precision: str) -> Device:
     """This rank's own device, with the memory that is free for it now.
 
-    Where the table lacks it (every CPU) its peak in ``precision`` is measured: a quarter of a second.
+    Where the table lacks it (every CPU) its peak in ``precision`` is measured, which takes a quarter of a second.
     """
     free = float(available_bytes(ranks))
     if not ranks.on_cuda:
@@ -116,7 +116,7 @@ def local(ranks: Ranks, precision: str) -> Device:
 
 
 def units(precision: str) -> str:
-    """What ``engine.precision`` multiplies matrices in: ``fp32``, ``bf16`` or ``fp16``."""
+    """The format in which ``engine.precision`` multiplies matrices: ``fp32``, ``bf16`` or ``fp16``."""
     return "bf16" if precision == "bf16-weights" else precision
 
 
@@ -126,7 +126,7 @@ def _measured(name: str, device: str, precision: str) -> Device:
 
 
 def peak_of(ranks: Ranks, precision: str) -> tuple[float | None, bool]:
-    """FLOP/s at most of this rank's device in ``precision``, and whether that was measured rather than looked up."""
+    """Peak FLOP/s of this rank's device in ``precision``, and whether that was measured rather than looked up."""
     if ranks.on_cuda:
         import torch
 

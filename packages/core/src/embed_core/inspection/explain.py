@@ -1,4 +1,4 @@
-"""The exact batches of one optimizer step, without the steps before it: draws are functions of (seed, number)."""
+"""Shows the exact batches of one optimizer step, without the steps before it: draws depend on (seed, number) alone."""
 
 from __future__ import annotations
 
@@ -30,20 +30,20 @@ class TextView:
     part: str
     """``query``, ``positive`` or ``negative``."""
     text: str
-    """As the dataset gave it; an item that is no text, as it describes itself."""
+    """The text as the dataset gave it, or the description of an item that is no text."""
     tokens: int
-    """After truncation, special tokens and prompt included."""
+    """Tokens after truncation, special tokens and prompt included."""
     uses: int
     """Places of this rank's share that the text fills; it is encoded once for all of them."""
     score: float | None = None
-    """The teacher's, on its own scale."""
+    """The teacher's score, on its own scale."""
     key: str | None = None
     """External document id."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowView:
-    """One row of a batch, drawn."""
+    """One drawn row of a batch."""
 
     row: int
     rank: int
@@ -65,7 +65,7 @@ class ChunkView:
     rank: int
     texts: int
     tokens: int
-    """Without padding."""
+    """Tokens without padding."""
     padded_tokens: int
     longest: int
     """Tokens of the longest text, without padding."""
@@ -76,7 +76,7 @@ class BatchView:
     """One global batch."""
 
     draw: int
-    """Its number, from 0 over all epochs."""
+    """The batch's number, from 0 over all epochs."""
     rows: tuple[RowView, ...]
     chunks: tuple[ChunkView, ...]
     texts: int
@@ -84,7 +84,7 @@ class BatchView:
     distinct_texts: int
     """Texts that are encoded, summed over the ranks."""
     tokens: int
-    """Of the distinct texts."""
+    """Tokens of the distinct texts."""
     padded_tokens: int
     padding_share: float
     """Padding among all tokens the hardware sees, 0 to 1."""
@@ -95,11 +95,11 @@ class StepView:
     """One optimizer step."""
 
     step: int
-    """From 1, as in the display."""
+    """The step's number from 1, as in the display."""
     total_steps: int
     world_size: int
     batches: tuple[BatchView, ...]
-    """As many as ``train.gradient_accumulation_steps``."""
+    """The step's batches, as many as ``train.gradient_accumulation_steps``."""
     phase: str = ""
     """Name of the phase the step is in; empty in a run without phases."""
 
@@ -113,11 +113,11 @@ def explain(
     dataset: Dataset | None = None,
     announce: Announce = lambda line: None,
 ) -> StepView:
-    """What step ``step`` (from 1) of the run trains on, on ``world_size`` ranks.
+    """Describe what step ``step`` (from 1) of the run trains on, on ``world_size`` ranks.
 
     ``dataset`` takes the place of ``config.data``'s. Raises ConfigError for a step the run does not have.
     """
-    # Where the run would be: the device decides the token budget, and whether and how chunks are padded.
+    # The device of the run decides the token budget, and whether and how chunks are padded.
     ranks = ranks_of(1, on_gpu=torch.cuda.is_available() and config.engine.device != "cpu")
     phase, parts, pace, before = _phase_of(
         config, step, lambda one: Parts(one, registry, ranks, dataset=dataset, announce=announce)
@@ -159,7 +159,7 @@ def _batch(parts: Parts, model: Any, number: int, world_size: int) -> BatchView:
         distinct_texts=sum(len(host.encoded) for host in hosts),
         tokens=tokens,
         padded_tokens=padded,
-        # Counted within the chunks: a text that fills up another rank's number of forwards is no padding.
+        # Counted within the chunks: a text that is repeated to give all ranks as many chunks is no padding.
         padding_share=1 - sum(chunk.tokens for chunk in chunks) / padded,
     )
 

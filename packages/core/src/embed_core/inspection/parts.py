@@ -17,7 +17,7 @@ from embed_core.train.build import build_context, seed_everything
 
 
 class Parts:
-    """Dataset and sampler of a run, and models and losses built anew as often as they are asked for."""
+    """Holds the dataset and sampler of a run, and builds a new model or loss at every call."""
 
     def __init__(
         self,
@@ -28,7 +28,7 @@ class Parts:
         dataset: Dataset | None = None,
         announce: Announce = lambda line: None,
     ) -> None:
-        """Of the first phase, in a run with phases: :meth:`RunConfig.only` makes another one the first. ``dataset``
+        """A run with phases gives its first one; :meth:`RunConfig.only` makes another one the first. ``dataset``
         takes the place of ``config.data``'s. Raises EmbedError for everything a user can mend."""
         whole = config.model_copy(update={"engine": resolve_auto(config.engine, ranks)})
         self.config = whole.in_phase(0)
@@ -49,13 +49,13 @@ class Parts:
         self.batches = Batches(self.config, self.dataset, self.sampler)
 
     def model(self) -> Any:
-        """A new model, on CPU; the same seed before each, so that the weights are the same each time."""
+        """Build a new model on CPU, seeded, so that the weights are the same each time."""
         seed_everything(self.config.seed)
         self._built = self.config.model.build(self._context)
         return self._built
 
     def loss(self) -> Any:
-        """A new loss."""
+        """Build a new loss."""
         loss = self.config.loss.build(replace(self._context, model=self._built))
         check_loss(loss, self.dataset)
         return loss

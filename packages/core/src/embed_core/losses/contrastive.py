@@ -1,4 +1,4 @@
-"""What contrastive losses share: which passages are no negatives, and cross-entropies over the rest.
+"""Shared parts of contrastive losses: masks of passages that are no negatives, and cross-entropies over the rest.
 
 A mask is a bool tensor ``[B, P]``, True where a passage must not take part in a query's softmax. Masked logits are set
 to the smallest finite number, not −∞: 0 · log 0 then stays 0 in soft targets and in gradients.

@@ -1,4 +1,4 @@
-"""Which passages are known positives of which queries, asked tile by tile: no ``[B, P]`` tensor, not even of bools.
+"""Finds which passages are known positives of which queries, tile by tile, without a ``[B, P]`` tensor of bools.
 
 G counts distinct query texts, U distinct values (hashes of texts or ids) among the columns, M the columns: the P
 passages, or a choice of them.

@@ -44,7 +44,7 @@ class InfoNCE(nn.Module):
     def forward(self, batch: Batch, targets: Targets, table_NP: Tensor | None = None) -> LossOutput:
         """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors.
 
-        ``table_NP``: the dot products of these rows' queries with all passages, where they are at hand.
+        ``table_NP``: the dot products of these rows' queries with all passages, where they are already computed.
         """
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:

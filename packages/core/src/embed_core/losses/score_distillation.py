@@ -1,4 +1,4 @@
-"""Learning from teacher scores of each row's own group of passages, groups of different sizes included."""
+"""Distils teacher scores over each row's own group of passages, groups of different sizes included."""
 
 from __future__ import annotations
 
@@ -17,13 +17,13 @@ class GroupTable(NamedTuple):
     """The passages of each row as a table of G columns, G the size of the largest group."""
 
     columns: Tensor
-    """``[B, G]`` int64, which of the P passages; beyond a smaller group, any."""
+    """``[B, G]`` int64 column among the P passages; arbitrary beyond a smaller group."""
     real: Tensor
     """``[B, G]`` bool, False beyond a smaller group."""
 
 
 class TeacherTargets(NamedTuple):
-    """What a teacher says of the rows it scored."""
+    """A teacher's distributions over the groups of the rows it scored."""
 
     covered: Tensor
     """``[B]`` bool, rows all of whose passages have a score."""
@@ -32,7 +32,7 @@ class TeacherTargets(NamedTuple):
 
 
 def group_table(targets: Targets) -> GroupTable:
-    """The groups as a table."""
+    """Lay out the groups as a table."""
     sizes_B = targets.groups_B1.diff()
     slots_G = torch.arange(int(sizes_B.max()), device=sizes_B.device)
     real_BG = slots_G < sizes_B.unsqueeze(1)

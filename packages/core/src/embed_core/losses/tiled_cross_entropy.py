@@ -1,4 +1,4 @@
-"""Cross-entropy of finding one's positive among many columns, in memory linear in rows and columns.
+"""Cross-entropy of each row's positive among many columns, in memory linear in rows and columns.
 
 N rows look among M columns. A table of similarities that fits one tile is computed whole, and autograd keeps it. A
 larger one is never whole: the forward runs over tiles with a running log-sum-exp, the backward computes each tile again
@@ -22,7 +22,7 @@ TILE_BYTES = 4 * 2**20
 """Memory of one tile of similarities on a processor; about three tiles exist at a time. Measured with D = 256, fp32,
 one core: up to this size keeping the table is faster, beyond it the two passes are, being kinder to the caches."""
 ACCELERATOR_TILE_BYTES = 64 * 2**20
-"""The same elsewhere, where a small tile would cost more to start than to compute. Not measured."""
+"""The same on other devices, where a small tile would cost more to start than to compute. Not measured."""
 
 FalseMask = Callable[[slice, slice], Tensor | None]
 """Bool ``[rows, columns]`` of a tile, True where a column is no negative of a row; ``None`` where none is."""
@@ -30,7 +30,7 @@ FalseMask = Callable[[slice, slice], Tensor | None]
 
 @contextmanager
 def tiles_of(size: int | None) -> Iterator[None]:
-    """Tiles of ``size`` bytes within, on every device; ``None`` leaves them as they are."""
+    """Use tiles of ``size`` bytes inside the block, on every device; ``None`` leaves them as they are."""
     global TILE_BYTES, ACCELERATOR_TILE_BYTES
     before = TILE_BYTES, ACCELERATOR_TILE_BYTES
     if size is not None:
@@ -54,7 +54,7 @@ class CrossEntropyTask(NamedTuple):
 
 
 class CrossEntropyResult(NamedTuple):
-    """What the search of N rows gave."""
+    """The result of a :class:`CrossEntropyTask` over N rows."""
 
     loss_N: Tensor
     """``[N]`` cross-entropy of the positive among the columns that are not masked."""
@@ -67,9 +67,9 @@ class CrossEntropyResult(NamedTuple):
 def tiled_cross_entropy(
     rows_ND: Tensor, columns_MD: Tensor, task: CrossEntropyTask, table_NM: Tensor | None = None
 ) -> CrossEntropyResult:
-    """Similarity is the dot product over the temperature. The same value and gradient however large the table is.
+    """Solve ``task``, whether or not the table fits a tile. Similarity is the dot product over the temperature.
 
-    ``table_NM``: the dot products, where they are at hand.
+    ``table_NM``: the dot products, where they are already computed.
     """
     if table_NM is None and fits_in_a_tile(rows_ND, columns_MD):
         table_NM = rows_ND @ columns_MD.T
@@ -172,7 +172,7 @@ class _Tiles:
 
 
 class _Running:
-    """Over the tiles of some rows: the log-sum-exp, the first of the largest logits, the logit of the positive."""
+    """Keeps, over the tiles of some rows, the log-sum-exp, the first largest logit and the positive's logit."""
 
     def __init__(self, like: Tensor, positive_n: Tensor) -> None:
         self._positive_n = positive_n
@@ -182,7 +182,7 @@ class _Running:
         self.best = torch.full_like(positive_n, -1)
 
     def add(self, logits: Tensor, columns: slice) -> None:
-        """Takes the tile over: it is overwritten."""
+        """Add a tile, which is overwritten."""
         row_K, column_K = _inside(self._positive_n, columns)
         self.own[row_K] = logits[row_K, column_K]
         largest, place = logits.max(-1)

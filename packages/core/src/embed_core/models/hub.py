@@ -1,4 +1,4 @@
-"""Find and read a model directory: local, or from the model hub. Every failure is one line with a way out."""
+"""Finds and loads a model directory, local or from the model hub. Every error is one line that names a fix."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ def _check_contents(path: Path) -> None:
 
 
 def load_encoder(directory: Path, *, trust_remote_code: bool = False, seed: int = 0) -> Any:
-    """The bare encoder in fp32, in training mode.
+    """Load the bare encoder in fp32, in training mode.
 
     A pooler that the checkpoint lacks is drawn from ``seed`` (nothing here reads it); any other missing weight raises
     CheckpointError instead of being silently random.
@@ -96,7 +96,7 @@ def load_encoder(directory: Path, *, trust_remote_code: bool = False, seed: int 
 
 
 def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
-    """The tokenizer saved in a model directory. Raises CheckpointError."""
+    """Load the tokenizer of a model directory. Raises CheckpointError."""
     from transformers import AutoTokenizer
 
     if not any((directory / name).is_file() for name in ("tokenizer.json", "sentencepiece.bpe.model", "vocab.txt")):
@@ -109,6 +109,6 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 
 def _reason(error: BaseException) -> str:
-    """Kind and first sentence of an error; transformers' go on for paragraphs."""
+    """Type and beginning of an error's message: those of transformers go on for paragraphs."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"

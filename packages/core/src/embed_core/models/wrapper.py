@@ -1,4 +1,4 @@
-"""A model around another one: what adapters, projections and the like have in common."""
+"""The base class of models around another one, such as adapters and projections."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from embed_core.types import Embeddings, Encoded, Item, Role, ScoreWeights
 
 INNER = "inner."
-"""What the names of the inner model's weights begin with."""
+"""The prefix of the inner model's weights in the names of the wrapper's."""
 
 
 class WrappedModel(nn.Module):
@@ -21,7 +21,7 @@ class WrappedModel(nn.Module):
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset()
-    """Attributes of the inner model that would say something wrong of this one."""
+    """Attributes of the inner model that would be wrong for this one, and are not delegated."""
     inner: Any
 
     def __init__(self, inner: nn.Module) -> None:
@@ -29,7 +29,7 @@ class WrappedModel(nn.Module):
         self.inner = inner
 
     def _share(self) -> None:
-        # Fixed here: what DeepSpeed notes on the inner module later must not look like a note on this one.
+        # Fixed now, because attributes that DeepSpeed sets on the inner module later must not appear on this one.
         names = public_names(self.inner) - self.hidden
         self._shared = frozenset(name for name in names if not hasattr(self, name))
 
@@ -46,17 +46,17 @@ class WrappedModel(nn.Module):
 
     @property
     def scores(self) -> Mapping[str, ScoreWeights]:
-        """The inner model's ways to rank."""
+        """The ways to rank of the inner model."""
         scores: Mapping[str, ScoreWeights] = self.inner.scores
         return scores
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """As the inner model does."""
+        """Tokenise as the inner model does."""
         encoded: list[Encoded] = self.inner.tokenize(items, role, prompts)
         return encoded
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        """As the inner model does."""
+        """Collate as the inner model does."""
         inputs: dict[str, Tensor] = self.inner.collate(encoded)
         return inputs
 
@@ -76,5 +76,5 @@ def public_names(model: Any) -> frozenset[str]:
 
 
 def part_of(state: Mapping[str, Tensor], prefix: str = INNER) -> dict[str, Tensor]:
-    """The entries of a sub-module, by its own names."""
+    """The entries of ``state`` that belong to a sub-module, under its own names."""
     return {name.removeprefix(prefix): value for name, value in state.items() if name.startswith(prefix)}

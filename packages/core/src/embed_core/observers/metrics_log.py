@@ -20,7 +20,7 @@ FILE_NAME = "metrics.jsonl"
 
 
 def is_logged(event: StepEvent, every_steps: int) -> bool:
-    """Every evaluation, the first step, the last one, and every ``every_steps``-th in between."""
+    """Whether to log the event: all evaluations, the first and last step and every ``every_steps``-th are logged."""
     return event.evaluation is not None or event.step in (1, event.total_steps) or event.step % every_steps == 0
 
 
@@ -59,7 +59,7 @@ def rate(count: float, seconds: float) -> float:
 
 
 def padding_share(tokens: float, padded_tokens: float) -> float:
-    """Which share of the tokens the hardware saw was padding; 0 where it saw none."""
+    """The share of padding among the tokens that the hardware saw; 0 where it saw none."""
     return 1.0 - tokens / padded_tokens if padded_tokens > 0 else 0.0
 
 
@@ -107,7 +107,7 @@ class MetricsLog:
 
 
 def _finite(value: Any) -> Any:
-    """``value`` with ``None`` for every NaN or infinity: JSON has neither."""
+    """Replace every NaN or infinity in ``value`` by ``None``: JSON has neither."""
     if isinstance(value, float):
         return value if math.isfinite(value) else None
     if isinstance(value, Mapping):

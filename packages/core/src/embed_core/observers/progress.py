@@ -12,7 +12,7 @@ from embed_core.protocols import Announce
 
 
 class ProgressLines:
-    """An observer: the first step, the last, one every ``every_seconds`` between them, and every evaluation."""
+    """Announces the first step, the last, one every ``every_seconds`` between them, and every evaluation."""
 
     def __init__(
         self, announce: Announce, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic

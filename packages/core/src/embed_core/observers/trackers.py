@@ -39,7 +39,7 @@ def make_trackers(
     announce: Announce = print,
     resumed_step: int | None = None,
 ) -> list[Tracker]:
-    """The trackers of ``config.report_to``, started, with ``parameters`` (nested) stored flat; none but on rank 0.
+    """Start the trackers of ``config.report_to`` on rank 0 and store the nested ``parameters`` flat in each.
 
     Raises ConfigError, on every rank, for one that is not installed, and on rank 0 for one that cannot start.
     """
@@ -95,7 +95,7 @@ class Tracker:
 
 
 def tracked_values(event: StepEvent) -> dict[str, float]:
-    """The numbers of an event by tracker name: ``train/…``, ``speed/…``, ``eval/…``. What is not finite is left out."""
+    """Finite numbers of an event by tracker name: ``train/…``, ``speed/…``, ``eval/…``; others are left out."""
     record = step_record(event)
     if "evaluation" in record:
         values = {f"eval/{key}": value for key, value in record["evaluation"].items()}
@@ -186,7 +186,7 @@ def _mlflow(place: Place) -> Any:
 
 
 class _StatelessLogger(logging.LoggerAdapter[logging.Logger]):
-    """What ``accelerate.tracking`` calls of its logger, without accelerate's process state behind it."""
+    """The methods that ``accelerate.tracking`` calls on its logger, without accelerate's process state."""
 
     def warning_once(self, message: str, *arguments: Any) -> None:
         self.warning(message, *arguments)

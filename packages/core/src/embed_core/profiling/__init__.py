@@ -1,1 +1,1 @@
-"""What a model costs: FLOPs, MFU, throughput, and memory of weights, activations and losses."""
+"""Measures what a model costs: FLOPs, MFU, throughput, and memory of weights, activations and losses."""

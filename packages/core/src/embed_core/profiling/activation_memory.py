@@ -1,4 +1,4 @@
-"""What a forward and backward of a chunk hold, measured on the model itself.
+"""Measures the memory that a forward and backward of a chunk hold, on the model itself.
 
 On CPUs every operation of a tiny chunk is watched. The bytes that are alive after it are c + n·(p·L + q·L²) for n texts
 of L tokens, with other numbers c, p and q for each operation, and three chunks determine them. The largest over the
@@ -30,11 +30,11 @@ Bytes = NDArray[np.float64]
 
 @dataclass(frozen=True, slots=True)
 class Trace:
-    """Bytes alive after each operation of a forward and a backward, over those alive before."""
+    """Bytes alive after each operation of a forward and a backward, beyond those alive before."""
 
     alive: Bytes
     after_forward: int
-    """Index of the forward's last operation: what it holds then, the backward needs."""
+    """Index of the forward's last operation. The backward needs what is alive then."""
 
     @property
     def kept(self) -> float:
@@ -43,14 +43,14 @@ class Trace:
 
     @property
     def peak(self) -> float:
-        """Bytes at most."""
+        """The most bytes that are alive at any time."""
         return float(self.alive.max())
 
 
 def trace_on_cpu(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor], *, backward: bool = True) -> Trace:
-    """Trace of ``forward`` (which returns the tensors whose gradient is taken) and its backward, on CPU.
+    """Trace ``forward`` (which returns the tensors whose gradient is taken) and its backward on CPU.
 
-    ``known`` are tensors that were there before. Gradients of leaves should be: where they have none they count.
+    ``known`` are tensors that existed before and do not count. Leaves should have gradients already, else those count.
     """
     watch = StorageTracker(known, trace=True)
     with watch:
@@ -62,7 +62,7 @@ def trace_on_cpu(forward: Callable[[], Sequence[Tensor]], known: Sequence[Tensor
 
 
 def trace_on_gpu(forward: Callable[[], Sequence[Tensor]], device: str) -> Trace:
-    """The same on a GPU, by its allocator: what is kept after the forward, and the peak."""
+    """Trace ``forward`` and its backward on a GPU by its allocator: the bytes kept after the forward, and the peak."""
     torch.cuda.synchronize(device)
     torch.cuda.reset_peak_memory_stats(device)
     before = torch.cuda.memory_allocated(device)
@@ -74,7 +74,7 @@ def trace_on_gpu(forward: Callable[[], Sequence[Tensor]], device: str) -> Trace:
 
 
 Sample = tuple[int, int, Trace]
-"""Texts of a chunk, tokens that they are padded to, and what was traced."""
+"""The number of texts of a chunk, the tokens that each is padded to, and the trace."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -82,7 +82,7 @@ class ActivationFit:
     """Bytes of a chunk of n texts of L tokens at every traced operation: c + n·(p·L + q·L²)."""
 
     coefficients: Bytes
-    """c, p and q, by operation."""
+    """One row each for c, p and q; one column per operation."""
     after_forward: int
 
     @property
@@ -91,14 +91,14 @@ class ActivationFit:
         return float(max(0.0, self.coefficients[0][self.after_forward]))
 
     def trace(self, texts: int, length: float) -> Trace:
-        """Of a chunk of ``texts`` padded to ``length`` tokens."""
+        """Predict the trace of a chunk of ``texts`` padded to ``length`` tokens."""
         alive = np.array([1.0, texts * length, texts * length**2]) @ self.coefficients
         return Trace(np.maximum(alive, 0.0), self.after_forward)
 
 
 def fit_activations(samples: Sequence[Sample]) -> ActivationFit:
-    """By least squares from samples of several numbers of texts (two at least: some operations are left out for a
-    single one) and, where the model's items differ in length, of several lengths."""
+    """Fit the bytes by least squares. Samples need several numbers of texts (two at least: some operations are left
+    out for a single one) and, where the model's items differ in length, several lengths."""
     traces = [trace for _, _, trace in samples]
     alive, after = [trace.alive for trace in traces], traces[0].after_forward
     if len({(trace.after_forward, len(trace.alive)) for trace in traces}) > 1:
@@ -117,7 +117,7 @@ def fit_activations(samples: Sequence[Sample]) -> ActivationFit:
 class ChunkProbe:
     """Runs chunks of a model forward and backward on ``device`` as the loop does.
 
-    Every trainable parameter is given a gradient first: it is the training state's, not the chunk's.
+    Every trainable parameter gets a gradient first, because gradients belong to the training state, not to a chunk.
     """
 
     def __init__(self, module: Trainable, device: str) -> None:
@@ -128,12 +128,12 @@ class ChunkProbe:
                 parameter.grad = torch.zeros_like(parameter)
 
     def padded(self, length: int) -> int:
-        """What ``length`` tokens are padded to in a chunk of such texts."""
+        """The length that texts of ``length`` tokens are padded to in a chunk of their own."""
         multiple = ChunkRule.of(self.model, length).multiple
         return -(-length // multiple) * multiple
 
     def trace(self, encoded: Sequence[Encoded]) -> Trace:
-        """Of one chunk."""
+        """Trace the forward and backward of one chunk."""
         inputs = self._inputs(encoded)
         if self.device != "cpu":
             return trace_on_gpu(lambda: self._forward(inputs), self.device)
@@ -142,13 +142,13 @@ class ChunkProbe:
         return trace_on_cpu(lambda: self._forward(inputs), known)
 
     def run(self, encoded: Sequence[Encoded]) -> None:
-        """Forward and backward of one chunk."""
+        """Run the forward and backward of one chunk."""
         outputs = list(self._forward(self._inputs(encoded)))
         torch.autograd.backward(outputs, [torch.ones_like(value) for value in outputs])
         self.wait()
 
     def run_forward(self, encoded: Sequence[Encoded]) -> None:
-        """A forward without a graph: the first of the two that the cached strategy makes."""
+        """Run a forward without a graph: the first of the two that the cached strategy makes."""
         with torch.no_grad():
             self._forward(self._inputs(encoded))
         self.wait()
@@ -168,7 +168,7 @@ class ChunkProbe:
         return False
 
     def wait(self) -> None:
-        """Until the device is done."""
+        """Wait until the device is done."""
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)
 
@@ -178,12 +178,12 @@ class ChunkProbe:
     def _forward(self, inputs: Mapping[str, Tensor]) -> list[Tensor]:
         with self.module.together():
             embeddings = self.module(**inputs)
-        # A kind that no trained parameter reaches has no graph.
+        # A kind of embedding that no trained parameter reaches has no graph.
         return [value for value in values(embeddings) if value.requires_grad]
 
 
 def largest(fits: Callable[[int], bool], limit: int) -> int:
-    """The largest n up to ``limit`` for which ``fits(n)``, 0 where none does: doubled until it does not, then bisected.
+    """Find the largest n up to ``limit`` for which ``fits(n)``, 0 where none does, by doubling and then bisecting.
 
     ``fits`` is true up to some number and false from there on.
     """

@@ -1,4 +1,4 @@
-"""What a transformer's step costs in floating-point operations, from its own weights and the lengths of the texts.
+"""Counts the floating-point operations (FLOPs) of a transformer's step, from its weights and the texts' lengths.
 
 The model of Kaplan et al. 2020 (arXiv 2001.08361) and of PaLM's appendix B (arXiv 2204.02311): a token costs 2 FLOPs
 per weight that multiplies it and 4 · width per layer and token it attends to, and twice as much again in the backward:
@@ -15,7 +15,7 @@ from typing import Any
 from torch import nn
 
 EXPERTS = ("num_experts", "num_local_experts", "n_routed_experts")
-"""Configs of mixtures have one of these: a token then meets a part of the weights only."""
+"""Configs of mixtures of experts have one of these fields: a token then passes only a part of the weights."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,36 +28,36 @@ class TransformerCost:
     """Products of that size in the backward: one for the gradient of each trained weight, one to pass it on."""
     layers: int
     width: int
-    """Of all attention heads together."""
+    """Width of all attention heads together."""
     layers_backward: int
     """Layers with anything trained in or below them: a gradient passes their attention."""
 
     def forward(self, tokens: float, squares: float) -> float:
-        """One forward of texts of ``tokens`` tokens without padding; ``squares`` sums the squares of their lengths."""
+        """FLOPs of a forward over ``tokens`` tokens without padding; ``squares`` sums the texts' squared lengths."""
         return 2.0 * self.weights * tokens + 4.0 * self.layers * self.width * squares
 
     def backward(self, tokens: float, squares: float) -> float:
-        """One backward of the same texts."""
+        """FLOPs of a backward over the same texts."""
         return 2.0 * self.weights_backward * tokens + 8.0 * self.layers_backward * self.width * squares
 
     def training(self, tokens: float, squares: float) -> float:
-        """One forward and one backward."""
+        """FLOPs of one forward and one backward."""
         return self.forward(tokens, squares) + self.backward(tokens, squares)
 
 
 @dataclass(frozen=True, slots=True)
 class Parameters:
-    """How many there are."""
+    """Numbers of a model's parameters."""
 
     total: int
     trainable: int
     embedding: int
-    """In tables that are looked up."""
+    """Parameters of embedding tables, which are looked up."""
     non_embedding: int
 
 
 def count(model: nn.Module) -> Parameters:
-    """Every parameter once, sharded ones in full."""
+    """Count every parameter once, sharded ones in full."""
     each = [(_size(p), p.requires_grad, _is_table(owner)) for _, owner, p in _parameters(model)]
     total, tables = sum(size for size, _, _ in each), sum(size for size, _, table in each if table)
     trainable = sum(size for size, trained, _ in each if trained)
@@ -65,9 +65,9 @@ def count(model: nn.Module) -> Parameters:
 
 
 def cost_of(model: nn.Module) -> TransformerCost | None:
-    """What ``model`` costs; ``None`` unless it is one transformer and heads on its tokens.
+    """The cost of ``model``; ``None`` unless it is one transformer with heads on its tokens.
 
-    Not known so are models without attention, several towers (a text meets one of them) and mixtures of experts.
+    It is ``None`` for models without attention, several towers (a text passes one of them) and mixtures of experts.
     """
     shape = _shape(model)
     if shape is None:

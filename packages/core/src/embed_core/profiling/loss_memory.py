@@ -1,6 +1,6 @@
-"""What the loss of a global batch holds and how long it takes, measured on the loss itself.
+"""Measures the memory and the time of a global batch's loss, on the loss itself.
 
-It is given embeddings of the model's own kinds and widths, as many values per token as the model gives, so that
+The loss gets random embeddings of the model's kinds and widths, as many values per token as the model gives, so that
 thousands of texts need no forward. A batch that would take too long is measured in two smaller sizes, which say how
 much grows with the rows and how much with their square.
 """
@@ -25,21 +25,21 @@ from embed_core.types import Batch, Embeddings, Example, MultiVectors, SparseVec
 
 FIRST_ROWS = 32
 LONGEST_SECONDS = 4.0
-"""No size that would take longer is measured."""
+"""A size that would take longer is not measured."""
 
 
 @dataclass(frozen=True, slots=True)
 class LossCost:
-    """Of one global batch on one rank."""
+    """The cost of one global batch's loss on one rank."""
 
     peak: float
-    """Bytes at most in the loss's forward and backward, besides the embeddings."""
+    """Peak bytes of the loss's forward and backward, besides the embeddings."""
     embeddings: float
     """Bytes of the gathered embeddings and their gradients."""
     seconds: float
-    """Forward and backward."""
+    """Seconds of one forward and backward."""
     measured_rows: int
-    """Rows of the largest batch that was measured; the batch itself where they are as many."""
+    """Rows of the largest batch that was measured; larger batches are extrapolated."""
 
 
 class LossProbe:
@@ -53,7 +53,7 @@ class LossProbe:
             loss.to(device)
 
     def measure(self, examples: Sequence[Example], *, deduplicate: bool) -> LossCost:
-        """Twice as many rows each time, up to all of them or as long as one takes less than some seconds."""
+        """Measure twice as many rows each time, up to all, while the next size should take seconds at most."""
         points: list[tuple[int, float, float]] = []
         rows = min(len(examples), FIRST_ROWS)
         self._once(examples[:rows], deduplicate)  # first calls take longer
@@ -72,7 +72,7 @@ class LossProbe:
         return LossCost(peak, held, seconds, points[-1][0])
 
     def _once(self, examples: Sequence[Example], deduplicate: bool) -> tuple[float, float]:
-        """Peak bytes and seconds of the first rows."""
+        """Peak bytes and seconds of the loss over ``examples``."""
         host = make_host_batch(self.model, examples, deduplicate=deduplicate)
         shared = GlobalBatch(host, 0, Ranks(0, 1, 0, self.device))
         texts = synthetic(self.sample, self.tokens, [one.length for one in host.encoded])
@@ -86,7 +86,7 @@ class LossProbe:
             return [self.loss(batch, targets).loss]
 
         started = time.perf_counter()
-        torch.autograd.backward(forward())  # leaves the leaves' gradients behind, which the trace is to ignore
+        torch.autograd.backward(forward())  # gives the leaves gradients, which the trace has to ignore
         if self.device != "cpu":
             torch.cuda.synchronize(self.device)
         seconds = time.perf_counter() - started
@@ -132,11 +132,11 @@ def _like(sample: Tensor, rows: int) -> Tensor:
 
 
 def _grown(points: Sequence[tuple[int, float]], rows: int) -> float:
-    """The value at ``rows`` by a·rows + b·rows² through the last two points, neither falling."""
+    """Extrapolate to ``rows`` by a·rows + b·rows² through the two points, with a and b not below 0."""
     last_rows, last = points[-1]
     if last_rows == rows:
         return last
-    if len(points) == 1:  # one size took long already: the worse of the two
+    if len(points) == 1:  # one size took long already: assume the faster growth
         return last * (rows / last_rows) ** 2
     first_rows, first = points[0]
     square = max(0.0, (last / last_rows - first / first_rows) / (last_rows - first_rows))

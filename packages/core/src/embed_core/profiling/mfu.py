@@ -1,5 +1,5 @@
-"""Model FLOPs utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, appendix B): how much of what the devices can
-compute at most goes into the model. Padding, repeated forwards, waiting and everything else lower it."""
+"""Model FLOPs utilisation (MFU; Chowdhery et al. 2022, arXiv 2204.02311, appendix B): the share of the devices' peak
+arithmetic that goes into the model. Padding, repeated forwards, waiting and everything else lower it."""
 
 from __future__ import annotations
 
@@ -12,12 +12,12 @@ from embed_core.protocols import Announce
 
 
 class MfuMeter:
-    """FLOPs of a run's steps and the peak of its devices. Made on all ranks at once: it is a collective."""
+    """FLOPs of a run's steps and the peak of its devices. Building it is a collective."""
 
     def __init__(self, model: nn.Module, precision: str, ranks: Ranks, announce: Announce) -> None:
         self._cost = cost_of(model)
         self.peak: float | None = None
-        """FLOP/s of all ranks' devices; ``None`` where nobody knows, or the model's cost is not known."""
+        """Peak FLOP/s of all ranks' devices; ``None`` where that or the model's cost is not known."""
         if self._cost is None:
             return
         peak, measured = peak_of(ranks, precision)

@@ -1,6 +1,6 @@
-"""Bytes that a rank holds from step to step, and around the optimizer: weights, gradients, master weights, moments.
+"""Computes the bytes that a rank holds between and in steps: weights, gradients, master weights, moments, buffers.
 
-By DeepSpeed 0.19's own layout (``runtime/zero/stage_1_and_2.py``, ``stage3.py``), checked in the tests against the
+The layout is DeepSpeed 0.19's (``runtime/zero/stage_1_and_2.py``, ``stage3.py``), checked in the tests against the
 tensors of real engines. W is the number of ranks:
 
     ====================  ============  ===========  ===========  ===========
@@ -25,21 +25,21 @@ from typing import Any
 from embed_core.zero.engine import BUCKET_ELEMENTS
 
 HALF = ("bf16-weights", "fp16")
-"""Precisions that keep weights and gradients in half; `bf16` converts them as it multiplies."""
+"""Precisions that keep weights and gradients in 2 bytes; `bf16` only converts them for matrix products."""
 LIVE_ELEMENTS = 1_000_000_000
 """DeepSpeed's default of ``stage3_max_live_parameters``."""
 
 
 @dataclass(frozen=True, slots=True)
 class StateMemory:
-    """Bytes of one rank."""
+    """Bytes that one rank holds."""
 
     weights: float
     gradients: float
     master: float
     """fp32 copies of the weights that the optimizer updates."""
     moments: float
-    """Adam's, fp32."""
+    """Adam's two moments, in fp32."""
     buckets: float
     """Buffers in which gradients are reduced during the backward; under ZeRO-3 also the layers that are gathered."""
     optimizer_step: float
@@ -47,14 +47,14 @@ class StateMemory:
 
     @property
     def held(self) -> float:
-        """All the time."""
+        """Bytes held all the time."""
         return self.weights + self.gradients + self.master + self.moments
 
 
 def state_memory(
     total: int, trainable: int, precision: str, ranks: int, zero: Mapping[str, Any], *, on_gpu: bool
 ) -> StateMemory:
-    """Of a model of ``total`` parameters; ``zero`` is the ``zero_optimization`` section of DeepSpeed's config."""
+    """Compute bytes for ``total`` parameters; ``zero`` is the ``zero_optimization`` section of DeepSpeed's config."""
     size = 2 if precision in HALF else 4
     stage = int(zero["stage"])
     own = trainable / ranks if stage else trainable
@@ -74,7 +74,7 @@ def _reduced(trainable: int, zero: Mapping[str, Any], *, on_gpu: bool) -> int:
         return 0
     elements = int(zero.get("reduce_bucket_size", BUCKET_ELEMENTS))
     count = 2 if zero.get("overlap_comm") and zero["stage"] < 3 else 1
-    # A GPU reserves a buffer as it is; of main memory only the pages that are written to exist.
+    # A GPU reserves the whole buffer; in main memory only the pages that are written to take space.
     return count * elements if on_gpu else min(count * elements, trainable)
 
 

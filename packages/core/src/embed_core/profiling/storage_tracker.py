@@ -1,4 +1,4 @@
-"""Bytes that a computation keeps alive, measured by following the storages that its operators make."""
+"""Measures the bytes that a computation keeps alive, by following the storages that its operators make."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from embed_core.distributed.process_group import Ranks
 
 
 def kept_bytes(forward: Callable[[], Any], ranks: Ranks) -> int:
-    """Bytes that the result of ``forward`` keeps alive, its graph included; the result is thrown away."""
+    """Count the bytes that the result of ``forward`` keeps alive, its graph included; the result is thrown away."""
     if ranks.on_cuda:
         before = torch.cuda.memory_allocated(ranks.device)
         result = forward()

@@ -1,4 +1,4 @@
-"""What `embed plan` asks of a model that is ready to run: its chunks' activations, the largest that fits, its speed."""
+"""Measures a model that is ready to run, for `embed plan`: its activations, the largest chunk that fits, its speed."""
 
 from __future__ import annotations
 
@@ -22,14 +22,14 @@ from embed_core.zero.engine import Trainable, apply_engine_options
 
 @dataclass(frozen=True, slots=True)
 class Shape:
-    """A chunk: so many texts, padded to so many tokens; of so many on average where chunks are packed."""
+    """A chunk of ``texts`` texts padded to ``length`` tokens, which is their average length where chunks are packed."""
 
     texts: int
     length: float
 
     @property
     def padded_tokens(self) -> int:
-        """Tokens that the hardware sees."""
+        """Tokens that the hardware sees, padding included."""
         return round(self.texts * self.length)
 
 
@@ -38,26 +38,26 @@ class LargestChunk:
     """The largest chunk that the cached strategy has room for."""
 
     tokens: int
-    """Padding included; 0 where not even one text has room."""
+    """Tokens of the chunk, padding included; 0 where not even one text has room."""
     text_tokens: int
-    """Of the longest text, which the chunk is made of."""
+    """Tokens of the longest text; the chunk is made of such texts."""
     whole_share: bool
-    """Whether that is a rank's whole share of a batch: there may be room for more."""
+    """Whether the chunk is a rank's whole share of a batch, so that there may be room for more."""
     tried: bool
-    """Whether it ran on the device, rather than by what smaller chunks held."""
+    """Whether the chunk ran on the device, rather than being predicted from smaller chunks."""
 
 
 WATCHED_TOKENS = 128
-"""Longest text of a chunk that is watched on a CPU: large models take seconds for it."""
+"""Tokens of the longest text in a chunk that is traced on a CPU: large models take seconds for it."""
 TIMED_CHUNKS, TIMED_SECONDS = 6, 10.0
 FUSED = "embed_planned"
 """Name of :func:`_fused` among transformers' attention implementations."""
 DTYPES = {"fp32": torch.float32, "bf16": torch.float32, "bf16-weights": torch.bfloat16, "fp16": torch.float16}
-"""Of the weights."""
+"""dtype of the weights for each precision."""
 
 
 def ready(model: Any, engine: EngineConfig, ranks: Ranks, *, here: bool) -> ChunkProbe:
-    """``model`` as the run has it, on this machine's device; where another is meant, as that GPU would have it."""
+    """Prepare ``model`` as a run on this machine does; unless ``here``, with the options that a run on a GPU has."""
     module, meant = Trainable(model, None), ranks
     if not here:
         meant = replace(ranks, device="cuda:0")
@@ -80,7 +80,7 @@ def _register_fused() -> None:
 
 
 def _fused(module: nn.Module, *tensors: Tensor, dropout: float = 0.0, **options: Any) -> tuple[Tensor, None]:
-    """PyTorch's attention without its dropout: with it, a CPU would keep the matrix of weights, which no GPU does."""
+    """PyTorch's attention without dropout: with it a CPU would keep the matrix of weights, which no GPU does."""
     from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
     result: tuple[Tensor, None] = sdpa_attention_forward(module, *tensors, dropout=0.0, **options)
@@ -88,7 +88,7 @@ def _fused(module: nn.Module, *tensors: Tensor, dropout: float = 0.0, **options:
 
 
 def activations(probe: ChunkProbe, encoded: Sequence[Encoded], budget: int) -> ActivationFit:
-    """Bytes of chunks by their texts and length, from a few that run: tiny ones on a CPU, real ones on a GPU."""
+    """Fit the bytes of chunks by texts and length to a few chunks that run: tiny ones on a CPU, real ones on a GPU."""
     if probe.device == "cpu":
         short, long = _two_lengths(encoded, WATCHED_TOKENS)
         return fit_activations([_sample(probe, one, texts) for texts, one in ((2, short), (3, short), (2, long))])
@@ -114,7 +114,7 @@ def _two_lengths(encoded: Sequence[Encoded], limit: int) -> tuple[Encoded, Encod
 def largest_chunk(
     fitted: ActivationFit, longest: Encoded, share: Sequence[Shape], room: float, probe: ChunkProbe, held: float
 ) -> LargestChunk:
-    """The largest chunk of texts like ``longest`` whose activations take at most ``room`` bytes.
+    """Find the largest chunk of texts like ``longest`` whose activations take at most ``room`` bytes.
 
     On a GPU chunks really run, in ``room`` bytes beside the ``held`` ones of the probe's weights and gradients.
     """
@@ -131,7 +131,7 @@ def largest_chunk(
 
 @contextmanager
 def _only(count: float, device: str) -> Iterator[None]:
-    """The allocator gives this process ``count`` bytes at most."""
+    """Limit what the allocator gives this process to ``count`` bytes."""
     _, total = torch.cuda.mem_get_info(device)
     torch.cuda.set_per_process_memory_fraction(min(1.0, max(0.0, count / total)), device)
     try:
@@ -141,7 +141,7 @@ def _only(count: float, device: str) -> Iterator[None]:
 
 
 def tokens_per_second(probe: ChunkProbe, encoded: Sequence[Encoded], budget: int, *, twice: bool) -> float:
-    """Real tokens per second of some chunks of a share, forward and backward; ``twice`` with a forward before it."""
+    """Time some chunks of a share, forward and backward, in real tokens per second; ``twice`` adds a first forward."""
     cutting = ChunkRule.of(probe.model, budget)
     chunks = cutting.cut(cutting.lengths(encoded))
     # Spread over the lengths, and the longest once beforehand: first calls take longer.

@@ -1,1 +1,1 @@
-"""How rows become global batches: `shuffled`, `no-duplicates`, `by-source`."""
+"""Samplers, which draw the rows of global batches: `shuffled`, `no-duplicates`, `by-source`."""

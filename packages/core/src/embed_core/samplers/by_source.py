@@ -1,4 +1,4 @@
-"""Batches of one source each."""
+"""Draws batches of one source each."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ class BySourceSampler(EpochSampler):
     """Every batch from one source, so that in-batch negatives are of its kind; sources follow each other at random.
 
     A source gives as many batches as it fills, hence in proportion to its size; its rows short of a batch are left out,
-    other ones every epoch. Raises ConfigError when no source fills a batch; announces what is left out.
+    different ones every epoch. Raises ConfigError when no source fills a batch; announces what is left out.
     """
 
     def __init__(self, dataset: Dataset, seed: int, batch_size: int, announce: Announce) -> None:

@@ -1,4 +1,4 @@
-"""What every sampler here shares: an epoch is planned as a whole, a draw is looked up in its plan."""
+"""The base class of the core's samplers: an epoch is planned as a whole, a draw is looked up in its plan."""
 
 from __future__ import annotations
 

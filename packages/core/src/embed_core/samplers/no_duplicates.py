@@ -1,4 +1,4 @@
-"""Batches in which no two rows share a text."""
+"""Draws batches in which no two rows share a text."""
 
 from __future__ import annotations
 
@@ -82,7 +82,7 @@ def pack(order: np.ndarray, identities: SharedIds, batch_size: int) -> np.ndarra
     import numpy as np
 
     most = len(order) // batch_size
-    if not identities.count:  # what the loop below would come to
+    if not identities.count:  # the loop below would give the same
         return order[: most * batch_size].reshape(most, batch_size)
     code = order.dtype.char
     slots, filled = array(code, bytes(order.itemsize * most * batch_size)), array("l", bytes(8 * most))

@@ -1,4 +1,4 @@
-"""Rows in random order."""
+"""Draws rows in random order."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ class ShuffledSampler(EpochSampler):
         self.draws_per_epoch = self.rows // batch_size
 
     def plan(self, epoch: int) -> np.ndarray:
-        """A permutation, cut into batches."""
+        """Draw a permutation and cut it into batches."""
         import numpy as np
 
-        # The same order as of 64-bit row ids, in half the memory.
+        # The order is the same as with 64-bit row ids, in half the memory.
         order = self.generator(epoch).permutation(np.arange(self.rows, dtype=row_type(self.rows)))
         return order[: self.draws_per_epoch * self.batch_size].reshape(-1, self.batch_size)

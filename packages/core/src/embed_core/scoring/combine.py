@@ -1,4 +1,4 @@
-"""Scores by kind, of which dense ones are computed here, and their weighted sum."""
+"""Computes scores by kind (dense ones here, the others in their own modules) and their weighted sum."""
 
 from __future__ import annotations
 

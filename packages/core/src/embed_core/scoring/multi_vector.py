@@ -55,7 +55,7 @@ class _Tile(NamedTuple):
 
 
 class _Plan(NamedTuple):
-    """How the work is cut."""
+    """How passages and query tokens are cut into tiles."""
 
     order_P: Tensor
     """Passages that have tokens, shortest first."""

@@ -1,4 +1,4 @@
-"""What :class:`embed_core.protocols.Checkpointer` promises, checked."""
+"""Checks what :class:`embed_core.protocols.Checkpointer` promises."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def check_checkpointer(
 
 
 def sample_card(name: str = "sample") -> RunCard:
-    """The facts of a run that never was."""
+    """The facts of an invented run."""
     return RunCard(
         name=name,
         base_model="from-scratch",

@@ -1,4 +1,4 @@
-"""Building components as a run does, and checking a plugin as a whole."""
+"""Builds components as a run does, and checks a plugin as a whole."""
 
 from __future__ import annotations
 

@@ -74,7 +74,7 @@ class RowsDataset:
         )
 
     def fingerprint(self) -> str:
-        """Of the rows, both splits."""
+        """Hash the rows of both splits."""
         content = json.dumps([self._held_out, self._rows])
         return hashlib.blake2b(content.encode(), digest_size=16).hexdigest()
 

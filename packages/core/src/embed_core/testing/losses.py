@@ -1,4 +1,4 @@
-"""What :class:`embed_core.protocols.Loss` promises, checked."""
+"""Checks what :class:`embed_core.protocols.Loss` promises."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What :class:`embed_core.protocols.Model` promises, checked."""
+"""Checks what :class:`embed_core.protocols.Model` promises."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def encode(model: Model, items: Sequence[Item], role: Role = "query") -> Embeddi
 
 
 def text_vectors(embeddings: Embeddings, index: int) -> dict[str, Tensor]:
-    """What the embeddings say of one text, by part; lexical weights come sorted by id."""
+    """The embeddings of one text by part; lexical weights come sorted by id."""
     found: dict[str, Tensor] = {}
     if embeddings.dense_ND is not None:
         found["dense"] = embeddings.dense_ND[index]

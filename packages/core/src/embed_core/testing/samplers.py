@@ -1,4 +1,4 @@
-"""What :class:`embed_core.protocols.Sampler` promises, checked."""
+"""Checks what :class:`embed_core.protocols.Sampler` promises."""
 
 from __future__ import annotations
 

@@ -1,1 +1,1 @@
-"""Texts to token lists and tensors: tokenizers, prompts, padded or packed chunks, pooling, token caches."""
+"""Turns texts into token lists and tensors: tokenizers, prompts, padded or packed chunks, pooling, token caches."""

@@ -1,4 +1,4 @@
-"""Pooling: one vector from the token states of a text.
+"""Pools the token states of a text into one vector.
 
 A new method is added here: its name, its name in the files of sentence-transformers, and its two implementations.
 """
@@ -41,18 +41,18 @@ def pool(states_NLD: Tensor, mask_NL: Tensor, method: Pooling) -> Tensor:
 
 
 def pool_packed(states_TD: Tensor, offsets_N1: Tensor, method: Pooling) -> Tensor:
-    """The same of texts one after another, [T,D] → [N,D]: text n has the rows ``offsets_N1[n]:offsets_N1[n+1]``."""
+    """Pool packed texts, [T,D] → [N,D]: text n has the rows ``offsets_N1[n]:offsets_N1[n+1]``."""
     if method == "cls":
         return states_TD[offsets_N1[:-1]]
     if method == "last_token":
         return states_TD[offsets_N1[1:] - 1]
     import torch
 
-    # Half precisions are summed in fp32. Offsets as they are: a check of them would wait for the GPU.
+    # Half precisions are summed in fp32. The offsets are not checked, since a check would wait for the GPU.
     means_ND = torch.segment_reduce(at_least_float32(states_TD), "mean", offsets=offsets_N1.long(), axis=0, unsafe=True)
     return means_ND.to(states_TD.dtype)
 
 
 def at_least_float32(tensor: Tensor) -> Tensor:
-    """The tensor, half precisions widened: normalising in bf16 leaves vectors 0.4 % off unit length."""
+    """Widen half precisions to fp32: normalising in bf16 leaves vectors 0.4 % off unit length."""
     return tensor.float() if tensor.is_floating_point() and tensor.element_size() < 4 else tensor

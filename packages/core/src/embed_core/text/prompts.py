@@ -1,4 +1,4 @@
-"""Instructions and how they join a text. Imports nothing heavy: configs check formats with it."""
+"""Joins instructions and texts. This module imports nothing heavy, because configs check formats with it."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ class Prompt:
     """An instruction and how it joins the text, as FlagEmbedding writes it: ``format.format(instruction, text)``."""
 
     instruction: str | None = None
-    """``None`` or empty: the text alone, whatever the format."""
+    """``None`` or empty leaves the text alone, whatever the format."""
     format: str = "{}{}"
 
     def __post_init__(self) -> None:
         check_format(self.format)
 
     def apply(self, text: str, instruction: str | None = None) -> str:
-        """``text`` with ``instruction``, or with the prompt's own where that is ``None``."""
+        """Join ``text`` with ``instruction``, or with the prompt's own where that is ``None``."""
         chosen = self.instruction if instruction is None else instruction
         return self.format.format(chosen, text) if chosen else text
 
     @property
     def prefix(self) -> str | None:
-        """What comes before the text, for clients that know prefixes only; ``None`` where the text is not last."""
+        """The part before the text, for clients that know prefixes only; ``None`` where the text is not last."""
         mark = "\0"
         whole = self.apply(mark)
         return whole[: -len(mark)] if whole.endswith(mark) else None

@@ -1,4 +1,4 @@
-"""A model's ``tokenize`` that looks into the store of token lists first."""
+"""Caches token lists: a ``tokenize`` that looks into the store on disk before it asks the model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ class Tokenizes(Protocol):
 
 
 class CachedTokens:
-    """Gives what ``model.tokenize`` gives, from ``store`` where it has been asked before.
+    """Returns what ``model.tokenize`` returns, from ``store`` for texts that were tokenised before.
 
     The store keeps each :class:`~embed_core.types.Encoded` of the form that
     :class:`embed_core.text.tokenizer.TextTokenizer` makes: the ids, and the same as bytes for a key. Everything else
@@ -45,12 +45,12 @@ class CachedTokens:
         self._salt = blake2b(f"{VERSION}|{fingerprint}".encode(), digest_size=32).digest()
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """As the model's."""
+        """Tokenise as the model does."""
         keys = [self._key(item, role, prompt) for item, prompt in zip(items, prompts, strict=True)]
         known: dict[object, Encoded] = {
             key: _encoded(ids) for key, ids in self._store.get(list({k for k in keys if k is not None})).items()
         }
-        # What has no key is told apart by its place.
+        # Items without a key count as distinct.
         names = [place if key is None else key for place, key in enumerate(keys)]
         missing = {name: place for place, name in enumerate(names) if name not in known}
         if missing:
@@ -62,13 +62,13 @@ class CachedTokens:
         return [known[name] for name in names]
 
     def close(self) -> None:
-        """Let go of the store."""
+        """Close the store."""
         self._store.close()
 
     def _key(self, item: Item, role: Role, prompt: str | None) -> bytes | None:
         if not isinstance(item, str):
             return None
-        # Lengths first: no two triples may read the same one after another.
+        # The prompt's length is part of the key, so that no two triples read the same when joined.
         head = f"{role}|{-1 if prompt is None else len(prompt)}|{prompt or ''}|"
         return blake2b((head + item).encode("utf-8", "surrogatepass"), digest_size=16, key=self._salt).digest()
 
@@ -81,7 +81,7 @@ def cached_tokens(
     *,
     repeats: bool,
 ) -> Tokenizes:
-    """``model``, or :class:`CachedTokens` around it: what ``engine.token_cache`` asks for.
+    """Return ``model``, or :class:`CachedTokens` around it, as ``engine.token_cache`` asks.
 
     ``repeats`` says whether the run sees texts a second time, which is when `auto` keeps them. The model names what its
     ids depend on by ``tokenizer_fingerprint()``; one that has no such method is never cached. Raises ConfigError where
@@ -106,7 +106,7 @@ def _encoded(ids: NDArray[np.integer]) -> Encoded:
 
 
 def _plain(one: Encoded) -> list[int] | None:
-    """The ids, where there is nothing else to keep."""
+    """The ids where the store can keep them, else ``None``."""
     ids = one.data.get("input_ids")
     if len(one.data) != 1 or not isinstance(ids, list) or not ids or len(ids) != one.length:
         return None

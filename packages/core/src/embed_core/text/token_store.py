@@ -1,4 +1,4 @@
-"""Token lists on disk by a hash of the text: one SQLite file per tokenizer, shared by ranks and runs.
+"""Stores token lists on disk by a hash of the text: one SQLite file per tokenizer, shared by ranks and runs.
 
 SQLite does what such a file needs: several processes at once, little memory, a state that a killed process cannot
 spoil. It does not notice flipped bits, so every value carries a checksum; and as a lost file costs nothing but
@@ -53,18 +53,18 @@ class TokenStore:
         self._off = self._renewed = self._full = False
 
     def get(self, keys: Sequence[bytes]) -> dict[bytes, NDArray[np.integer]]:
-        """The tokens of those keys that are known."""
+        """Return the tokens of those keys that are known."""
         return self._attempt(lambda database: _read(database, keys)) or {}
 
     def put(self, tokens: Mapping[bytes, Sequence[int]]) -> None:
-        """Keep tokens (ids from 0), in one transaction."""
+        """Store tokens (ids from 0), in one transaction."""
         if tokens and not self._full:
             self._attempt(lambda database: _write(database, tokens))
             with suppress(OSError):
                 self._full = sum(map(os.path.getsize, self._files())) >= self._max_bytes
 
     def close(self) -> None:
-        """Let go of the file. The store is off from then on."""
+        """Close the file. The store is off from then on."""
         with self._lock, suppress(sqlite3.Error):
             self._off = True
             if self._database is not None:
@@ -72,7 +72,7 @@ class TokenStore:
                 self._database = None
 
     def _attempt(self, action: Callable[[sqlite3.Connection], T]) -> T | None:
-        """``action`` on the file; once more, on a new one, where it is damaged."""
+        """Run ``action`` on the file, and once more on a new file where the first is damaged."""
         with self._lock:
             while not self._off:
                 try:
@@ -104,7 +104,7 @@ class TokenStore:
         _remove_unused(self.path)
         database = sqlite3.connect(self.path, timeout=WAIT_SECONDS, isolation_level=None, check_same_thread=False)
         try:
-            # Readers need not wait for a writer then; where that cannot be, SQLite stays with what it has.
+            # With WAL readers need not wait for a writer; where WAL cannot be, SQLite keeps its journal.
             database.execute("PRAGMA journal_mode = WAL")
             database.execute("PRAGMA synchronous = OFF")
             database.execute("CREATE TABLE IF NOT EXISTS tokens (key INTEGER PRIMARY KEY, value BLOB NOT NULL)")
@@ -155,7 +155,7 @@ def _packed(key: bytes, tokens: Sequence[int]) -> bytes:
 
 
 def _unpacked(key: bytes, value: bytes) -> NDArray[np.integer] | None:
-    """The tokens; None for those of another text whose key begins alike, and for what has not the right checksum."""
+    """The tokens; None where they are another text's whose key begins alike, or the checksum is wrong."""
     if len(value) < HEAD or value[:8] != key[8:]:
         return None
     if zlib.crc32(value[12:], zlib.crc32(key)) != int.from_bytes(value[8:12], "little"):
@@ -164,7 +164,7 @@ def _unpacked(key: bytes, value: bytes) -> NDArray[np.integer] | None:
 
 
 def _remove_unused(path: Path) -> None:
-    """Files of tokenizers that no run has used for a month."""
+    """Remove the files of tokenizers that no run has used for a month."""
     for other in path.parent.glob("*.sqlite"):
         with suppress(OSError):
             if other != path and time.time() - other.stat().st_mtime > UNUSED_SECONDS:

@@ -1,4 +1,4 @@
-"""Texts to token lists and on to tensors: what every text model's ``tokenize`` and ``collate`` do."""
+"""Turns texts into token lists and these into tensors: ``tokenize`` and ``collate`` of every text model."""
 
 from __future__ import annotations
 
@@ -52,8 +52,8 @@ class TextTokenizer:
         self._backends: dict[Role, Tokenizer] = {role: _truncating(tokenizer, n) for role, n in max_lengths.items()}
 
     def fingerprint(self) -> str:
-        """Of all that the token lists depend on besides text, role and instruction: what a model's
-        ``tokenizer_fingerprint`` returns, so that the engine may keep them (:mod:`embed_core.text.token_cache`)."""
+        """Hash all that the token lists depend on besides text, role and instruction. A model returns it from
+        ``tokenizer_fingerprint``, so that its token lists may be cached (:mod:`embed_core.text.token_cache`)."""
         import tokenizers
 
         facts = [tokenizers.__version__]
@@ -66,8 +66,8 @@ class TextTokenizer:
         return [_encoded(encoding.ids) for encoding in self._encodings(texts, role, instructions)]
 
     def cut_off(self, texts: Sequence[str], role: Role, instructions: Sequence[str | None]) -> list[int]:
-        """Tokens that the maximum length takes from each of ``texts``; 0 where it is encoded whole."""
-        # What did not fit comes in further pieces, each with special tokens of its own.
+        """Count the tokens that truncation takes from each of ``texts``; 0 where it is encoded whole."""
+        # The tokens that did not fit come in further pieces, each with special tokens of its own.
         return [
             sum(len(piece.ids) - sum(piece.special_tokens_mask) for piece in encoding.overflowing)
             for encoding in self._encodings(texts, role, instructions)
@@ -99,7 +99,7 @@ class TextTokenizer:
 
 
 class TokenizesTexts:
-    """What a model with a :class:`TextTokenizer` in ``_text`` has in common with others; mixed into its class."""
+    """A mixin with the methods that all models with a :class:`TextTokenizer` in ``_text`` have."""
 
     _text: TextTokenizer
 
@@ -108,7 +108,7 @@ class TokenizesTexts:
         return self._text.encode(items, role, prompts)
 
     def tokenizer_fingerprint(self) -> str:
-        """Of all that :meth:`tokenize` depends on besides its arguments: the engine may keep the token lists by it."""
+        """Hash all that :meth:`tokenize` depends on besides its arguments, as the key of cached token lists."""
         return self._text.fingerprint()
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -117,7 +117,7 @@ class TokenizesTexts:
 
     @property
     def pad_to_multiple_of(self) -> int:
-        """What the length of a padded chunk is rounded up to; settable."""
+        """The multiple that the length of a padded chunk is rounded up to; settable."""
         return self._text.pad_to_multiple_of
 
     @pad_to_multiple_of.setter

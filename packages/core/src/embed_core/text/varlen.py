@@ -1,7 +1,7 @@
-"""Where the tokens of a chunk lie: padded, a row per text, or packed, one text after another in a single row.
+"""The layouts of a chunk's tokens: padded, a row per text, or packed, one text after another in a single row.
 
-Flash-attention takes the second (Dao 2023, arXiv 2307.08691: its *varlen* kernels), and no token is wasted on padding.
-A model reads either through the same few questions, so that its heads are written once.
+Flash-attention takes packed ones (Dao 2023, arXiv 2307.08691: its *varlen* kernels): no token is wasted on padding.
+Both layouts have the same interface, so that a model's heads are written once.
 
 Suffixes besides those of :mod:`embed_core.types`: X rows and Y columns of the chunk, [N,L] where it is padded to L
 tokens, [1,T] where it is packed.
@@ -23,7 +23,7 @@ from embed_core.text.pooling import Pooling, pool, pool_packed
 
 @dataclass(frozen=True, slots=True)
 class Padded:
-    """A row per text, padded on the right."""
+    """A chunk with a row per text, padded on the right."""
 
     input_ids: Tensor
     """int64 [N,L]."""
@@ -60,7 +60,7 @@ class Padded:
 
     @property
     def real_XY(self) -> Tensor:
-        """bool [N,L]: no padding."""
+        """bool [N,L]: True where there is no padding."""
         return self.attention_mask.bool()
 
     @property
@@ -73,7 +73,7 @@ class Padded:
 
 @dataclass(frozen=True, slots=True)
 class Packed:
-    """One row for all texts; what :func:`packed` puts together."""
+    """A chunk with one row for all texts, as :func:`packed` builds it."""
 
     input_ids: Tensor
     """int64 [1,T]."""
@@ -87,7 +87,7 @@ class Packed:
     def states(self, encoder: Any) -> Tensor:
         """[1,T,D]: the last hidden states of a transformers model whose attention keeps the texts apart.
 
-        It is told where they are in the names that transformers hands on to flash-attention.
+        The texts' offsets have the names that transformers hands on to flash-attention.
         """
         states_XYD: Tensor = encoder(
             input_ids=self.input_ids,
@@ -121,7 +121,7 @@ class Packed:
 
     @property
     def real_XY(self) -> Tensor:
-        """bool [1,T]: all."""
+        """bool [1,T]: True everywhere."""
         return torch.ones_like(self.input_ids, dtype=torch.bool)
 
     @property
@@ -130,7 +130,7 @@ class Packed:
         return self.position_ids > 0
 
     def _positions(self, encoder: Any) -> Tensor:
-        """int64 [1,T]: as ``encoder`` counts them where it is given a text alone."""
+        """int64 [1,T]: positions as ``encoder`` counts them in a text alone."""
         table = getattr(getattr(encoder, "embeddings", None), "position_embeddings", None)
         padding = getattr(table, "padding_idx", None)
         if padding is None:
@@ -152,7 +152,7 @@ def chunk_tokens(
     offsets: Tensor | None = None,
     longest: Tensor | None = None,
 ) -> ChunkTokens:
-    """What ``TextTokenizer.collate`` gave, as one of the two."""
+    """Turn the tensors of ``TextTokenizer.collate`` into one of the two layouts."""
     if offsets is None or position_ids is None or longest is None:
         assert attention_mask is not None, "a padded chunk comes with its mask"
         return Padded(input_ids, attention_mask)
@@ -160,7 +160,7 @@ def chunk_tokens(
 
 
 def packed(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-    """Token lists, none of them empty, as the arguments of :func:`chunk_tokens`."""
+    """Pack token lists, none of them empty, into the arguments of :func:`chunk_tokens`."""
     lengths = [len(ids) for ids in texts]
     offsets = np.cumsum([0, *lengths], dtype=np.int32)
     return {
@@ -173,5 +173,5 @@ def packed(texts: Sequence[Sequence[int]]) -> dict[str, Tensor]:
 
 
 def _without_cache(encoder: Any) -> dict[str, bool]:
-    """A decoder would keep the keys and values of all layers, for words that nobody generates."""
+    """Options that turn off a decoder's cache of keys and values, which only generation needs."""
     return {"use_cache": False} if "use_cache" in inspect.signature(encoder.forward).parameters else {}

@@ -1,7 +1,7 @@
 """The phases of a run: builds what each trains on, and passes the weights from one to the next.
 
-A phase has a new engine around a model built anew, into which the weights that the phase before left are loaded: hooks
-and shards that DeepSpeed leaves in a model do not survive it, at any stage.
+A phase builds a new model and a new engine, and loads the weights of the phase before. So no hooks and shards of the
+old DeepSpeed engine are left in the model, at any stage.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Files and folders that are there whole or not at all, whoever else writes beside this process."""
+"""Writes files and folders that exist whole or not at all, also where other processes write the same ones."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from uuid import uuid4
 
 
 def beside(path: Path) -> Path:
-    """A hidden name next to ``path`` that nobody else has: threads share a process id, and machines on one disk may."""
+    """A unique hidden name next to ``path``. A process id is not unique: threads share it, other machines repeat it."""
     return path.with_name(f".{path.name}.{uuid4().hex[:16]}.tmp")
 
 

@@ -19,8 +19,8 @@ def identity(item: Item) -> int:
 
 
 def sameness(item: Item) -> object:
-    """Something hashable that is equal for equal items: a text itself, else the ``identity`` bytes; ``None`` for an
-    item that has none, of which nobody knows what it equals."""
+    """A hashable value that is equal for equal items: a text itself, else the ``identity`` bytes; ``None`` for an item
+    that has none and so cannot be compared."""
     return item if isinstance(item, str) else getattr(item, "identity", None)
 
 

@@ -1,4 +1,4 @@
-"""Keeping libraries quiet while the live display runs."""
+"""Keeps libraries quiet while the live display runs."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from logging import ERROR, getLogger
 
 @contextmanager
 def quiet_transformers(*others: str) -> Iterator[None]:
-    """No progress bars and no load reports, which would run through the live display; what matters is raised.
+    """Turn off progress bars and load reports, which would run through the live display; errors are still raised.
 
-    ``others`` are the names of loggers of libraries on top of transformers, which are to report errors only, too.
+    ``others`` names loggers of libraries on top of transformers, which then report errors only, too.
     """
     from transformers.utils import logging
 

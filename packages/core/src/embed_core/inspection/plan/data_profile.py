@@ -1,4 +1,4 @@
-"""What the first batches of a run are made of: lengths, padding, truncation, repeated texts. No model is run."""
+"""Profiles the first batches of a run: lengths, padding, truncation, repeated texts. No model is run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class ColumnView:
     role: Role
     texts: int
     mean_tokens: float
-    """After truncation, special tokens and prompt included."""
+    """Tokens after truncation, special tokens and prompt included."""
     longest: int
     """Tokens of the longest text, after truncation."""
     truncated_share: float | None
@@ -41,13 +41,13 @@ class DataProfile:
     batches: int = 0
     rows: int = 0
     texts: int = 0
-    """Places that texts fill."""
+    """Places that texts fill: queries and passages."""
     distinct_texts: int = 0
     """Texts that are encoded."""
     tokens: int = 0
-    """Of the distinct texts."""
+    """Tokens of the distinct texts."""
     squares: int = 0
-    """Of their lengths."""
+    """Sum of their squared lengths."""
     chunk_tokens: int = 0
     padded_tokens: int = 0
     shares: list[list[Shape]] = field(default_factory=list)
@@ -58,18 +58,18 @@ class DataProfile:
 
     @property
     def padding_share(self) -> float:
-        """Padding among all tokens that the hardware sees, 0 to 1."""
-        # Counted within the chunks: a text that fills up another rank's number of forwards is no padding.
+        """The share of padding among all tokens that the hardware sees, 0 to 1."""
+        # Counted within the chunks: a text that is repeated to give all ranks as many chunks is no padding.
         return 1 - self.chunk_tokens / self.padded_tokens
 
     @property
     def repeated_share(self) -> float:
-        """Share of the texts that are encoded already."""
+        """The share of texts that need no encoding because an equal text is encoded."""
         return 1 - self.distinct_texts / self.texts
 
 
 def profile_data(parts: Parts, model: Any, batches: int, ranks: int) -> DataProfile:
-    """The first ``batches`` batches of a run on ``ranks`` ranks."""
+    """Profile the first ``batches`` batches of a run on ``ranks`` ranks."""
     found = DataProfile(batches=batches)
     columns: dict[Role, _Column] = {"query": _Column(model, "query"), "passage": _Column(model, "passage")}
     for number in range(batches):

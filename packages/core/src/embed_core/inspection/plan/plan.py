@@ -1,4 +1,4 @@
-"""A run before it starts: what it takes of memory and time, on the device that is here or on one that is not.
+"""Plans a run before it starts: the memory and time that it needs, on this machine's device or on another one.
 
 The run's own data, sampler, model and loss are built, and chunks and losses are measured on them
 (:mod:`embed_core.profiling.activation_memory`, :mod:`embed_core.profiling.loss_memory`). The state around them follows

@@ -1,4 +1,4 @@
-"""What `embed plan` tells: plain data, the same on the screen and in its JSON."""
+"""The result of `embed plan` as plain data, the same on the screen and in its JSON."""
 
 from __future__ import annotations
 
@@ -14,24 +14,24 @@ Strategy = Literal["direct", "cached"]
 
 @dataclass(frozen=True, slots=True)
 class DeviceView:
-    """One device per rank."""
+    """The device of a rank."""
 
     name: str
     here: bool
     """Whether it is this machine's own, so that chunks really ran on it."""
     memory: float
-    """Bytes."""
+    """Bytes of its memory."""
     usable: float
     """Bytes that tensors can fill."""
     peak_flops: float | None
     """FLOP/s in the run's precision, dense; ``None`` where it has no units for it."""
     peak_measured: bool
-    """By matrix products, rather than from the vendor's data sheet."""
+    """Whether the peak was measured with matrix products, rather than taken from the vendor's data sheet."""
 
 
 @dataclass(frozen=True, slots=True)
 class MemoryPart:
-    """Bytes of one rank."""
+    """Bytes that one rank holds for one purpose."""
 
     name: str
     bytes: float
@@ -39,13 +39,13 @@ class MemoryPart:
 
 @dataclass(frozen=True, slots=True)
 class StrategyView:
-    """A strategy's need of one rank."""
+    """The memory that a strategy needs on one rank."""
 
     name: Strategy
     activations: float
-    """Bytes at most during the backward: of the whole share (direct) or of the largest chunk (cached)."""
+    """Peak bytes during the backward: of the whole share (direct) or of the largest chunk (cached)."""
     total: float
-    """Bytes with everything else."""
+    """Bytes together with everything else."""
     fits: bool
 
 
@@ -57,58 +57,58 @@ class DataView:
     rows: float
     texts: float
     tokens: float
-    """Encoded, without padding."""
+    """Tokens that are encoded, without padding."""
     padding_share: float
-    """Of all tokens that the hardware sees, 0 to 1."""
+    """The share of padding among all tokens that the hardware sees, 0 to 1."""
     repeated_share: float
-    """Texts that are encoded already, of all texts."""
+    """The share of texts that need no encoding because an equal text is encoded."""
     columns: tuple[ColumnView, ...]
 
 
 @dataclass(frozen=True, slots=True)
 class SpeedView:
-    """Of all ranks together, for the chosen strategy. Evaluations, checkpoints and the optimizer come on top."""
+    """Speed of all ranks together with the chosen strategy, without evaluations, checkpoints and the optimizer."""
 
     model_flops_per_step: float
-    """One forward and one backward, without padding."""
+    """FLOPs of one forward and one backward, without padding."""
     flops_per_step: float
-    """With the forwards that are computed again."""
+    """FLOPs with the forwards that are computed again."""
     flops_by_shape: bool
-    """From weights and lengths; else counted as one chunk ran."""
+    """Whether FLOPs follow from weights and lengths; else they were counted while one chunk ran."""
     ceiling: float | None
     """Tokens per second at the devices' peak."""
     realistic: float | None
-    """At :data:`embed_core.inspection.plan.speed.REALISTIC` of it."""
+    """Tokens per second at the share :data:`embed_core.inspection.plan.speed.REALISTIC` of that peak."""
     measured: float | None
     """Tokens per second of chunks that ran here."""
     loss_seconds: float | None
-    """Of one global batch, measured here."""
+    """Seconds that the loss of one global batch takes, measured here."""
     steps: int
     tokens_per_step: float
     seconds: float | None
-    """Of all steps, by ``measured`` where there is such a number, else by ``realistic``."""
+    """Seconds of all steps, by ``measured`` where there is such a number, else by ``realistic``."""
 
 
 @dataclass(frozen=True, slots=True)
 class Plan:
-    """A run before it starts."""
+    """The plan of a run."""
 
     name: str
     device: DeviceView
     ranks: int
     precision: str
     zero_stage: int
-    """The effective one: half precision has at least 1."""
+    """The effective stage: half precision has at least 1."""
     token_budget: int
     checkpointing: bool
     parameters: Parameters
     memory: tuple[MemoryPart, ...]
-    """What both strategies hold."""
+    """The memory that both strategies hold."""
     strategies: tuple[StrategyView, ...]
     strategy: Strategy
-    """The one that the run takes."""
+    """The strategy that the run takes."""
     largest_chunk: LargestChunk
     data: DataView
     speed: SpeedView
     notes: tuple[str, ...]
-    """What was not measured but extrapolated."""
+    """Notes on figures that were extrapolated rather than measured."""

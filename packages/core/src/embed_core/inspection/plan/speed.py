@@ -1,4 +1,4 @@
-"""What a planned run computes, and how fast: at its devices' peak, realistically, and as measured."""
+"""Estimates a planned run's FLOPs and speed: at its devices' peak, realistically, and as measured."""
 
 from __future__ import annotations
 

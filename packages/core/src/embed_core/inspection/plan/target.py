@@ -1,4 +1,4 @@
-"""Where a planned run would be: this machine's device, or one of the table, and what `auto` means there."""
+"""The device of a planned run, this machine's or one of the table, and the meaning of `auto` on it."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from embed_core.hardware import specs
 
 @dataclass(frozen=True, slots=True)
 class PlanRequest:
-    """What to plan besides the run itself."""
+    """The options of `embed plan`."""
 
     device: str | None = None
     """A name of :data:`embed_core.hardware.specs.TABLE` or ``cpu``; ``None`` is this machine's."""
     ranks: int = 1
     zero_stage: int | None = None
-    """``None`` is the config's."""
+    """``None`` takes the config's."""
     batches: int = 4
-    """First batches to look at."""
+    """The number of first batches to profile."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,9 +32,9 @@ class Target:
 
     device: specs.Device
     here: bool
-    """Whether it is this machine's own."""
+    """Whether the device is this machine's own."""
     ranks: Ranks
-    """Where chunks run: on the device itself, or on this machine's CPU in its place."""
+    """The ranks that chunks run as: on the device itself, or on this machine's CPU in its place."""
 
     @property
     def on_gpu(self) -> bool:

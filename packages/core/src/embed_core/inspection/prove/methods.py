@@ -42,7 +42,7 @@ class Method(Protocol):
         ...
 
     def clear(self) -> None:
-        """Forget the gradients; the weights stay what they are."""
+        """Drop the gradients and keep the weights."""
         ...
 
 
@@ -74,11 +74,11 @@ class AutogradMethod:
         return float(loss.detach())
 
     def gradients(self) -> Iterator[tuple[str, Tensor | None]]:
-        """As autograd left them."""
+        """The gradients that autograd left."""
         yield from ((name, p.grad) for name, p in self.module.named_parameters() if p.requires_grad)
 
     def clear(self) -> None:
-        """Back to none."""
+        """Set all gradients to None."""
         self.module.zero_grad(set_to_none=True)
 
 
@@ -101,13 +101,13 @@ class EngineMethod:
         train = parts.config.train.model_copy(update={"gradient_accumulation_steps": 1})
         self.engine = initialize(module, self.config, train, ranks, lambda line: None)
         self.engine.train()
-        # A step at rate 0 clears the gradients at every stage and leaves the weights.
+        # A step at learning rate 0 clears the gradients at every stage and leaves the weights.
         set_learning_rate(self.engine, 0.0)
         self.loss = loss
         self.chunks, self.random = 0, False
 
     def measure(self, number: int) -> float:
-        """One forward and backward of the loop; chunks small enough that there are several."""
+        """Run one forward and backward of the loop, with chunks small enough that there are several."""
         model = self.module.model
         host = self.parts.batches.host(model, number, self.ranks.rank, self.ranks.world_size)
         # A budget that takes a whole share would compare nothing.
@@ -128,12 +128,12 @@ class EngineMethod:
             self.random = not _alike(*pair)
 
     def gradients(self) -> Iterator[tuple[str, Tensor | None]]:
-        """Averaged over the ranks, gathered one by one."""
+        """The gradients averaged over the ranks, gathered one by one."""
         trained = ((name, p) for name, p in self.module.named_parameters() if p.requires_grad)
         yield from ((name, full_gradient(self.engine, parameter)) for name, parameter in trained)
 
     def clear(self) -> None:
-        """By a step at rate 0."""
+        """Drop them by a step at learning rate 0."""
         self.engine.step()
 
 

@@ -1,4 +1,4 @@
-"""What `embed prove` compares, and by what measure. No torch: the command plans and judges, workers measure.
+"""The variants that `embed prove` compares, and the tolerances. No torch: the command judges, workers measure.
 
 The reference is plain autograd over one padded chunk of all texts on one rank: no chunking, no deduplication, no
 gather, no DeepSpeed, no tiles in the loss. Every variant is the loop's own step, from the same weights on the same
@@ -21,7 +21,7 @@ SCALE_TOLERANCE = 1e-3
 factor would hide under :data:`TOLERANCE`."""
 
 FINDINGS = "findings.json"
-"""What the workers of one start leave in the request's directory."""
+"""The file that the workers of one start leave in the request's directory."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -33,13 +33,13 @@ class Variant:
     zero_stage: int = 0
     strategy: str = "direct"
     plain: bool = False
-    """The reference: without the loop's step and without DeepSpeed."""
+    """Whether this is the reference, computed without the loop's step and without DeepSpeed."""
     tiles: bool = False
     """Whether the loss compares a few rows at a time; the reference compares all at once."""
     dropout: bool = False
-    """On as configured, or 0. Masks depend on the chunk, so only variants of equal chunks compare with it on."""
+    """Whether dropout is on as configured, or 0. Masks depend on the chunk, so chunks must then be equal."""
     against: str = "reference"
-    """Name of the variant it has to agree with; its own for one that others are compared with."""
+    """Name of the variant that this one has to agree with; its own name for one that others are compared with."""
 
     @property
     def is_reference(self) -> bool:
@@ -49,22 +49,22 @@ class Variant:
 
 @dataclass(frozen=True, slots=True)
 class Finding:
-    """What a worker measured of a variant, over all batches."""
+    """The measurements of a variant by a worker, over all batches."""
 
     variant: str
     against: str
     loss: float
-    """Mean over the batches."""
+    """The loss, as a mean over the batches."""
     loss_difference: float
-    """Largest over batches and ranks, relative to max(1, |loss|)."""
+    """The largest difference over batches and ranks, relative to max(1, |loss|)."""
     gradient_difference: float
-    """Largest over batches and parameters, relative to max(1, largest |gradient| of the batch)."""
+    """The largest difference over batches and parameters, relative to max(1, largest |gradient| of the batch)."""
     scaled_difference: float
     """The same, relative to the largest |gradient| of the batch."""
     worst_parameter: str
-    """Where the gradient differs most; empty where it does not."""
+    """The parameter whose gradient differs most; empty where none differs."""
     chunks: int
-    """Of rank 0 in the first batch."""
+    """Chunks of rank 0 in the first batch."""
     random: bool
     """Whether dropout was at work."""
 
@@ -113,7 +113,7 @@ def _ranks(count: int) -> str:
 
 @dataclass(frozen=True, slots=True)
 class MeasureRequest:
-    """What one start of the workers is to measure; passes as a file."""
+    """The task of one start of the workers, which is passed as a file."""
 
     config: dict[str, Any]
     """The resolved run as plain data, its ``plugins`` included."""

@@ -97,12 +97,12 @@ def _largest(value: Tensor) -> float:
 
 
 def _larger(*numbers: float) -> float:
-    """The largest; NaN where one is: ``max`` would lose it."""
+    """The largest number, or NaN where one of them is NaN, which ``max`` could lose."""
     return next((n for n in numbers if n != n), max(numbers))
 
 
 def checksum_of(module: nn.Module) -> str:
-    """Of all weights and buffers, by name."""
+    """Checksum of all weights and buffers with their names."""
     digest = hashlib.blake2b(digest_size=16)
     for name, value in sorted(module.state_dict().items()):
         digest.update(name.encode())
@@ -111,8 +111,8 @@ def checksum_of(module: nn.Module) -> str:
 
 
 def _tile(variant: Variant, rows: int) -> int | None:
-    """Bytes of a tile of similarities of a batch of ``rows``: of all for the reference, and where tiles are what is
-    looked at, of a sixteenth of the queries with the positives."""
+    """Bytes of a tile of similarities for a batch of ``rows``: one tile for all in the reference, and a sixteenth of
+    queries × positives in the variant that tests tiles; ``None`` leaves the default."""
     if variant.plain:
         return 2**60
     return 4 * max(1, rows * rows // 16) if variant.tiles else None
@@ -158,7 +158,7 @@ def measure(variant: Variant, request: MeasureRequest, parts: Parts, ranks: Rank
 
 
 def run(request: MeasureRequest) -> None:
-    """Measure the variants of one start, one after another, and write what was found."""
+    """Measure the variants of one start, one after another, and write the findings."""
     _, registry = activate(request.config["plugins"])
     config = resolve(registry, Request(None, Document(data=request.config)))
     ranks = join(config.engine.device)

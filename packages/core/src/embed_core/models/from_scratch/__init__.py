@@ -1,4 +1,4 @@
-"""What the word ``from-scratch`` means in every plugin: a small random model, its tokenizer from the run's texts."""
+"""``from-scratch`` in every plugin: a small random model, with a tokenizer trained on the run's texts."""
 
 from embed_core.config.component import FROM_SCRATCH
 

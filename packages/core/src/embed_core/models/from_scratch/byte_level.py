@@ -12,10 +12,10 @@ from embed_core.models.from_scratch.unigram import MAX_CHARACTERS, Kind, kept
 from embed_core.protocols import Announce
 
 END_OF_TEXT = "<|endoftext|>"
-"""Closes every text; what a decoder's vector is read from. It pads, too."""
+"""The token that closes every text, from which a decoder's vector is read. It is also the padding token."""
 SPECIAL_TOKENS = (END_OF_TEXT, "<|im_start|>", "<|im_end|>")
 SMALLEST = 256 + len(SPECIAL_TOKENS)
-"""Every byte is a piece, so that no text has an unknown one."""
+"""The smallest vocabulary: every byte is a piece, so that no text has an unknown one."""
 VERSION = "1"
 """Part of the cache key: raise it when the result changes."""
 

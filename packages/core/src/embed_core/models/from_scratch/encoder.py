@@ -1,4 +1,4 @@
-"""Encoders with random weights, the same for the same seed, and without touching the global random state."""
+"""Builds encoders with random weights that depend on the seed alone, and leaves the global random state as it is."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ import torch
 from embed_core.models.from_scratch.config import EncoderShape
 
 XLM_ROBERTA_POSITIONS = 512
-"""Positions at least: FlagEmbedding's clients send texts of up to 512 tokens unless told otherwise."""
+"""The least number of positions: FlagEmbedding's clients send texts of up to 512 tokens by default."""
 COMMON_SCALE = 0.1
 
 
 @contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """torch's CPU generator seeded for the body, and put back after it."""
+    """Seed torch's CPU generator for the body, and restore it afterwards."""
     with torch.random.fork_rng(devices=[]):
         # default_generator rather than torch.manual_seed, which would seed the accelerators too.
         torch.default_generator.manual_seed(seed)

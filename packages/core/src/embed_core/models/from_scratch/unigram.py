@@ -21,8 +21,8 @@ SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
 """Ids 0 to 3 are XLM-RoBERTa's; its ``<mask>`` is the last id, here it is 4."""
 UNKNOWN_ID = 3
 MAX_CHARACTERS = 2_000_000
-"""About 12 seconds of one core. On 6 million characters of Python documentation, 16,000 pieces cut texts into 70.8
-tokens with this much, 68.6 with twice as much in 30 seconds, 72.4 with half in 5."""
+"""Characters to train on, some 12 seconds of one core. On 6 million characters of Python documentation, 16,000 pieces
+cut texts into 70.8 tokens with this much, 68.6 with twice as much in 30 seconds, 72.4 with half in 5."""
 VERSION = "1"
 """Part of the cache key: raise it when the result changes."""
 
@@ -48,7 +48,7 @@ def unigram_tokenizer(
 
 
 class Kind(NamedTuple):
-    """What is trained: for people, in file names, and the version of how."""
+    """A kind of tokenizer: its name in messages, its name in files, and the version of its training."""
 
     title: str
     name: str
@@ -64,7 +64,7 @@ def kept(
     train: Callable[[list[str], int], Tokenizer],
     max_characters: int,
 ) -> Tokenizer:
-    """What ``train`` makes of a sample of ``texts``, or made before: it is kept under ``cache_dir/tokenizers``."""
+    """Train on a sample of ``texts``, or load the result of an earlier training from ``cache_dir/tokenizers``."""
     # A dataset that knows the hashes of its texts finds the same sample without reading all of them.
     take = getattr(texts, "sample", None)
     sample, digest = take(max_characters) if take is not None else _sample(texts, max_characters)
@@ -118,7 +118,7 @@ def _sample(texts: Iterable[str], max_characters: int) -> tuple[list[str], str]:
         size += len(text)
         while size > max_characters and len(heap) > 1:
             dropped, gone = heapq.heappop(heap)
-            bound = -dropped  # nothing above what was dropped comes in any more, whatever the order
+            bound = -dropped  # larger digests are never taken from here on, so the order does not matter
             seen.discard(bound)
             size -= len(gone)
     if not heap:
@@ -189,7 +189,7 @@ def _canonical(vocab: list[list[Any]]) -> list[tuple[str, float]]:
 
 
 def _cached(path: Path) -> Tokenizer | None:
-    """The cached tokenizer; a file that cannot be read (a killed run, a full disk) is as good as none."""
+    """The cached tokenizer; None where there is no file or it cannot be read (a killed run, a full disk)."""
     try:
         return Tokenizer.from_file(str(path)) if path.is_file() else None
     except Exception:  # the Rust parser raises bare Exception

@@ -1,4 +1,4 @@
-"""An adapter as files: peft's own directory, and beside it what was trained outside the adapted encoder."""
+"""Saves and loads adapters: peft's own directory, and beside it the weights trained outside the adapted encoder."""
 
 from __future__ import annotations
 
@@ -21,12 +21,12 @@ HEADS = "heads.safetensors"
 
 
 def write(inner: Any, handles: Mapping[str, Any], directory: Path, card: RunCard) -> None:
-    """peft's files of each encoder (in a folder of its name where there are several), the heads, the tokenizer and,
+    """Write peft's files of each encoder (in a folder of its name if there are several), the heads, the tokenizer and,
     where the inner model is laid out like a sentence-transformers model, the files that make it one."""
     from safetensors.torch import save_file
 
     for name, handle in handles.items():
-        # "auto" would ask the model hub how large the base's vocabulary is.
+        # "auto" would ask the model hub for the size of the base's vocabulary.
         handle.save_pretrained(str(_place(directory, name, handles)), save_embedding_layers=False)
     heads = _heads(inner, handles)
     if heads:
@@ -63,7 +63,7 @@ def read_settings(config: LoraModelConfig, wanted: Mapping[str, tuple[nn.Module,
 
 
 def load(path: Path, inner: nn.Module, handles: Mapping[str, Any], announce: Announce) -> None:
-    """The saved weights into ``inner``. Raises CheckpointError where they are missing or do not fit."""
+    """Load the saved weights into ``inner``. Raises CheckpointError where they are missing or do not fit."""
     for name, handle in handles.items():
         _load_adapter(_place(path, name, handles), handle)
     heads = {name: p for name, p in _heads(inner, handles).items() if p.requires_grad}
@@ -119,7 +119,7 @@ def _read(directory: Path) -> Any:
 
 
 def _differences(config: LoraModelConfig, root: nn.Module, saved: Any, wanted: Any) -> dict[str, str]:
-    """Keys of ``config`` that say otherwise than the adapter, with the adapter's value."""
+    """Keys of ``config`` that differ from the adapter, with the adapter's value."""
     from peft.tuners.tuners_utils import check_target_module_exists
 
     pairs = {
@@ -138,7 +138,7 @@ def _differences(config: LoraModelConfig, root: nn.Module, saved: Any, wanted: A
 
 
 def _written(value: object) -> str:
-    """As in YAML."""
+    """Show a value as YAML does."""
     if isinstance(value, list):
         return f"[{', '.join(map(str, value))}]"
     return str(value).lower() if isinstance(value, bool) else str(value)

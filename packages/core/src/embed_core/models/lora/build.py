@@ -1,4 +1,4 @@
-"""From the config to the model: build the inner one, freeze its encoder, put peft's layers in."""
+"""Builds a model with adapters: builds the inner model, freezes its encoder and inserts peft's layers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ def build_model(config: LoraModelConfig, context: BuildContext) -> LoraModel:
 
 
 def adapt(inner: nn.Module, config: LoraModelConfig, context: BuildContext) -> LoraModel:
-    """Adapters in ``inner`` itself, as ``config`` says; the weights are drawn from ``context.seed``."""
+    """Insert adapters into ``inner`` itself, as ``config`` says; their weights are drawn from ``context.seed``."""
     from embed_core.models.from_scratch.encoder import seeded
     from embed_core.models.lora import adapter
 
@@ -77,7 +77,7 @@ def _check_peft() -> None:
 
 
 def _base(root: Any, config: LoraModelConfig, *, single: bool) -> str:
-    """Where peft finds the weights that the adapter goes on. Raises ConfigError where they are saved nowhere."""
+    """The place where peft finds the weights of the base model. Raises ConfigError where they are saved nowhere."""
     loaded_from = str(getattr(root, "name_or_path", "") or "")
     if not loaded_from:
         if config.export == "adapter":
@@ -86,7 +86,7 @@ def _base(root: Any, config: LoraModelConfig, *, single: bool) -> str:
                 f"model.inner ({config.inner.kind!r}) was drawn at random: use 'merged'"
             )
         return ""
-    # The user's own word for it: a name of the hub is worth more than a path in this machine's cache.
+    # The name that the user gave: a name of the hub is worth more than a path in this machine's cache.
     given = str(getattr(config.inner, "name_or_path", "")) if single else ""
     base = given or loaded_from
     return str(Path(base).expanduser().resolve()) if Path(base).expanduser().is_dir() else base
@@ -112,13 +112,13 @@ def _inject(root: nn.Module, settings: Any) -> Any:
     from peft import get_peft_model
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that a model of another kind than a language model has no task
+        warnings.simplefilter("ignore")  # peft warns that a model other than a language model has no task
         return get_peft_model(root, settings, autocast_adapter_dtype=False)
 
 
 def _call_every_layer(root: nn.Module) -> None:
-    """In evaluation torch's own encoder layer reads its weights without calling the layers that hold them, and would
-    pass over their adapters; without a known activation it does not."""
+    """Turn off the fast path of torch's encoder layer, which in evaluation reads weights without calling the layers
+    that hold them, and so skips their adapters. Without a known activation it is not taken."""
     for module in root.modules():
         if isinstance(module, nn.TransformerEncoderLayer):
             module.activation_relu_or_gelu = 0

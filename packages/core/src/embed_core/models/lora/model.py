@@ -1,4 +1,4 @@
-"""A model with adapters: in training the inner model's own self, at the export merged or an adapter."""
+"""A model with adapters: it trains as the inner model does, and is exported merged or as an adapter."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from embed_core.protocols import Checkpointer
 
 
 class LoraModel(WrappedModel):
-    """``inner`` with peft's layers in it."""
+    """A model whose ``inner`` model has peft's layers in it."""
 
     def __init__(self, inner: nn.Module, adapters: Mapping[str, Any], config: LoraModelConfig) -> None:
         """``adapters`` are the ``PeftModel`` around each part of ``inner`` that has adapters, by the part's name."""
@@ -40,7 +40,7 @@ class LoraModel(WrappedModel):
         with torch.no_grad():
             for handle in handles:
                 try:
-                    # `safe_merge` adds into a copy, and looks at the result.
+                    # `safe_merge` adds into a copy, and checks the result for NaN.
                     handle.merge_and_unload(safe_merge=True)
                 except ValueError as error:
                     raise CheckpointError(f"the adapters cannot be merged: {' '.join(str(error).split())}") from error
@@ -62,7 +62,7 @@ class LoraModel(WrappedModel):
 
 def _base_model(card: RunCard) -> str:
     model: Any = card.config.get("model", {})
-    if "inner" not in model:  # a model that the caller built
+    if "inner" not in model:  # the caller built the model
         return card.base_model
     while "inner" in model:
         model = model["inner"]

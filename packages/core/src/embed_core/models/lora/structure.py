@@ -1,4 +1,4 @@
-"""A copy of a model without its weights, to be filled with those of a training state."""
+"""Copies a model without its weights; the copy is filled with those of a training state at the export."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from embed_core.errors import CheckpointError, ConfigError
 
 
 class Structure:
-    """Made before DeepSpeed shards the model and hooks itself into it: after that nothing can be copied."""
+    """Has to be made before DeepSpeed shards the model and hooks itself into it: after that it cannot be copied."""
 
     def __init__(self, model: nn.Module, handles: tuple[Any, ...]) -> None:
         """``handles`` are objects that refer into ``model`` and are copied with it, so that the copies belong together.
@@ -33,7 +33,7 @@ class Structure:
             ) from error
 
     def filled(self, state: Mapping[str, Tensor]) -> tuple[Any, tuple[Any, ...]]:
-        """A new model and its handles, with the tensors of ``state``, which are not copied.
+        """Build a new model and its handles with the tensors of ``state``, which are not copied.
 
         Raises CheckpointError where ``state`` lacks a parameter.
         """

@@ -1,4 +1,4 @@
-"""Which layers get an adapter."""
+"""Finds the layers that get an adapter."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def check_kept(roots: Roots, kept: Sequence[str]) -> None:
             raise ConfigError(
                 f"model.modules_to_save: no module of the encoder is named {one!r}: {did_you_mean(one, endings(names))}"
             )
-        # peft does not ask for whole parts of the names.
+        # peft matches names without regard to their dots.
         taken = [name for name in names if name.endswith(one)]
         inside = next((n for n in taken for outer in taken if n.startswith(f"{outer}.")), None)
         if inside is not None:
@@ -86,8 +86,8 @@ def check_kept(roots: Roots, kept: Sequence[str]) -> None:
 
 
 def adaptable(root: nn.Module) -> list[str]:
-    """Linear layers that are trained and called. Frozen ones are no part of the embedding (an unused pooler) or are not
-    meant to change; torch's attention reads the weights of its output layer without calling it."""
+    """Linear layers that are trained and called. Frozen ones are not part of the embedding (an unused pooler) or must
+    not change; torch's attention reads the weights of its output layer without calling it."""
     from transformers.pytorch_utils import Conv1D
 
     getter = getattr(root, "get_output_embeddings", None)
@@ -104,7 +104,7 @@ def adaptable(root: nn.Module) -> list[str]:
 
 
 def endings(names: Sequence[str]) -> set[str]:
-    """The last part of each name that is no number."""
+    """The last part of each name that is not a number."""
     return {next((part for part in reversed(name.split(".")) if not part.isdigit()), name) for name in names}
 
 

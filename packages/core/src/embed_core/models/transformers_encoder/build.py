@@ -1,4 +1,4 @@
-"""From the config to the model: load a directory and what sentence-transformers wrote beside it, or start at random."""
+"""Builds the model: loads a directory and sentence-transformers' files beside it, or starts with random weights."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _METHODS = {name: method for method, name in SENTENCE_TRANSFORMERS_NAMES.items()
 
 @dataclass(frozen=True)
 class Saved:
-    """What sentence-transformers' files beside a model say."""
+    """The settings in sentence-transformers' files beside a model."""
 
     pooling: Pooling | None = None
     prompts: Mapping[str, str] = field(default_factory=dict)
@@ -90,7 +90,7 @@ def _pooling(config: Any, directory: Path) -> Pooling | None:
 
 
 def _filled(config: TransformersEncoderConfig, saved: Saved) -> TransformersEncoderConfig:
-    """The config with what it leaves to the saved files."""
+    """Fill in what the config leaves to the saved files."""
     document = saved.prompts.get("document") or saved.prompts.get("passage")
     return config.model_copy(
         update={

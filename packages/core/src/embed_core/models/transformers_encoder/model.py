@@ -54,18 +54,18 @@ class TransformersEncoder(TokenizesTexts, nn.Module):
 
     @property
     def max_length(self) -> int:
-        """Tokens at which clients of the exported model truncate: as in training."""
+        """Tokens at which clients of the exported model truncate, as training does."""
         return max(self.config.query_max_length, self.config.passage_max_length)
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """By sentence-transformers' names."""
+        """The prompts by sentence-transformers' names."""
         named = {"query": self.config.query_prompt, "document": self.config.passage_prompt}
         return {name: prompt for name, prompt in named.items() if prompt}
 
 
 def _check_fit(config: TransformersEncoderConfig, encoder: Any, tokenizer: Any) -> None:
-    """PyTorch would only say that an index is wrong."""
+    """Raise an error that names the setting, where PyTorch would only say that an index is out of range."""
     room = _positions(encoder)
     for key in ("query_max_length", "passage_max_length"):
         if room is not None and getattr(config, key) > room:
