@@ -193,7 +193,7 @@ class CompletesExamples(Protocol):
 
 
 class Encoder(Protocol):
-    """What an evaluator gets instead of the model: encodes on all ranks, no gradient, and knows the ways to score."""
+    """An evaluator gets it instead of the model: it encodes on all ranks without gradient and knows the ways to score."""
 
     scores: Mapping[str, ScoreWeights]
     rank: int
