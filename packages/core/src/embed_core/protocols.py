@@ -193,7 +193,7 @@ class CompletesExamples(Protocol):
 
 
 class Encoder(Protocol):
-    """What an evaluator gets instead of the model: encodes on all ranks, no gradient, and knows the ways to score."""
+    """Given to an evaluator in place of the model: encodes on all ranks without gradient, knows the ways to score."""
 
     scores: Mapping[str, ScoreWeights]
     rank: int
