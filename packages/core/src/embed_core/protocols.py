@@ -43,6 +43,7 @@ __all__ = [
     "PacksChunks",
     "PadsToMultiple",
     "Sampler",
+    "SamplesTexts",
     "SharesRows",
     "TakesOtherDense",
     "provides",
@@ -180,6 +181,14 @@ class Dataset(Protocol):
 
     def fingerprint(self) -> str:
         """Hex digest of the content: the key of caches and part of the resume check."""
+        ...
+
+
+class SamplesTexts(Protocol):
+    """An option of a collection of texts, such as those of a Dataset: it draws a sample without reading all of them."""
+
+    def sample(self, max_characters: int) -> tuple[list[str], str]:
+        """The texts with the smallest hashes, up to ``max_characters`` in all, and a digest of all the texts."""
         ...
 
 
