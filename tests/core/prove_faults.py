@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import torch
 
+from embed_core.batch.chunks import Chunks
 from embed_core.distributed import collectives
 from embed_core.embeddings import detach
 from embed_core.inspection.prove import worker
 from embed_core.losses import tiled_cross_entropy
-from embed_core.train.step import Chunks
 from embed_hello.config import HelloModelConfig
 
 build, forward, gather_rows = HelloModelConfig.build, Chunks.forward, collectives.gather_rows

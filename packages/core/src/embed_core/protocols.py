@@ -38,6 +38,7 @@ __all__ = [
     "Encoder",
     "Evaluator",
     "ExportsOtherwise",
+    "KeepsRowsApart",
     "Loss",
     "Model",
     "PacksChunks",
@@ -46,6 +47,7 @@ __all__ = [
     "SamplesTexts",
     "SharesRows",
     "TakesOtherDense",
+    "keeps_rows_apart",
     "provides",
     "shares_rows",
 ]
@@ -264,7 +266,8 @@ def provides(component: object, protocol: type[Optional]) -> TypeGuard[Optional]
 
     ``isinstance`` would not do from Python 3.12 on: it overlooks the attributes that a wrapper delegates.
     """
-    declared = (vars(base).keys() | vars(base).get("__annotations__", {}).keys() for base in protocol.__mro__[:-3])
+    bases = [base for base in protocol.__mro__ if base.__module__ not in ("typing", "builtins")]
+    declared = (vars(base).keys() | vars(base).get("__annotations__", {}).keys() for base in bases)
     return all(hasattr(component, name) for names in declared for name in names if not name.startswith("_"))
 
 
