@@ -15,7 +15,6 @@ import torch
 from safetensors.torch import load_file
 
 from embed_distill.store.segment import Segment
-from embed_distill.teacher.local import Teacher
 from processes import run
 
 torch.set_num_threads(1)
@@ -139,13 +138,13 @@ def test_a_second_run_and_phase_2_alone_never_load_the_teacher(
     embed: Callable[..., str], rows: Path, tiny: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked: list[int] = []
-    vectors_of = Teacher.vectors
+    vectors_of = LocalTeacher.vectors
 
-    def counted(self: Teacher, texts: Any) -> Any:
+    def counted(self: LocalTeacher, texts: Any) -> Any:
         asked.append(len(texts))
         return vectors_of(self, texts)
 
-    monkeypatch.setattr(Teacher, "vectors", counted)
+    monkeypatch.setattr(LocalTeacher, "vectors", counted)
     few = "train.max_steps=2"
     first = embed(*arguments(rows, tiny, few))
     assert "teacher: loading" in first

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from embed_distill.teacher.fingerprint import Identity
 
 
-class Teacher:
+class LocalTeacher:
     """A model in evaluation mode on its device. Raises CheckpointError and ConfigError where it cannot be used.
 
     Building it leaves torch's generator as it was: a run that finds all vectors in the store, and never builds it, goes
