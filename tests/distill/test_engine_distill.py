@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from embed_distill.store.segment import Segment
+from embed_distill.teacher.local import LocalTeacher
 from processes import run
 
 torch.set_num_threads(1)
