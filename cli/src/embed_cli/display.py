@@ -1,4 +1,4 @@
-"""What a run shows while it runs: a live display on a terminal, plain lines elsewhere. Both are observers.
+"""Displays a run while it trains: live on a terminal, in plain lines elsewhere. Both are observers.
 
 Neither is part of the loop: they are registered like any plugin's observer and are told of steps and of the end.
 """

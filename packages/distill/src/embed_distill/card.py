@@ -1,4 +1,4 @@
-"""What a distilled model's card says besides the facts of the run."""
+"""Sections of a distilled model's card, besides the facts of the run."""
 
 from __future__ import annotations
 

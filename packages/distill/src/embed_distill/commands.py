@@ -20,21 +20,21 @@ Store = Annotated[
 Names = Annotated[
     list[str] | None, typer.Option("--teacher", "-t", help="Only this one, by its name or its folder's. Repeatable.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def build(
     context: typer.Context,
     plugin: Annotated[
-        list[str] | None, typer.Option("--plugin", "-p", help="As of embed run: whose data is used.")
+        list[str] | None, typer.Option("--plugin", "-p", help="As in embed run: the run whose data is used.")
     ] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="As of embed run.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="As in embed run.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As in embed run.")] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="Instead of a run's data: one text a line, or JSONL with `text`.")
+        Path | None, typer.Option(help="A file to use instead of a run's data: one text a line, or JSONL with `text`.")
     ] = None,
-    role: Annotated[str, typer.Option(help="What --texts are: passage or query.")] = "passage",
+    role: Annotated[str, typer.Option(help="The role of --texts: passage or query.")] = "passage",
     teacher: Annotated[
         list[str] | None,
         typer.Option("--teacher", "-t", help="A model directory or hub name; default: the run's. Repeatable."),

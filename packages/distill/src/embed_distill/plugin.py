@@ -1,4 +1,4 @@
-"""What ``embed-distill`` registers."""
+"""Registers the components of ``embed-distill``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``embed-vision`` registers."""
+"""Registers the components of ``embed-vision``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is done when a run has ended well."""
+"""Copies and publishes models when a run has ended well."""
 
 from __future__ import annotations
 

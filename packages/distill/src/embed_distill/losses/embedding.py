@@ -1,4 +1,4 @@
-"""What the losses have in common that compare each text's vector with the teacher's of the same text."""
+"""The base of losses that compare each text's vector with the teacher's of the same text."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How wide a model's vectors are, read from its files without loading it."""
+"""Reads the width of a model's vectors from its files, without loading it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How a vector is stored: half precision, or bytes with one scale per vector; each with a checksum.
+"""Encodes vectors for the store: half precision, or bytes with one scale per vector; each with a checksum.
 
 fp16 keeps about three digits of every value, int8 a 127th of the largest. Of a unit vector of 1,024 values that is a
 cosine to the original of 0.9999999 and of 0.9999 or more.

@@ -1,4 +1,4 @@
-"""What is in a store: every teacher's folder, how large, when it was last used; and what may go."""
+"""Lists a store: every teacher's folder, its size and last use; and removes what is not needed."""
 
 from __future__ import annotations
 

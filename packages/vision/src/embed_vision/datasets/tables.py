@@ -1,4 +1,4 @@
-"""Where image-text rows come from: JSONL files, Parquet files, Hugging Face datasets; read by position."""
+"""Sources of image-text rows: JSONL files, Parquet files, Hugging Face datasets; read by position."""
 
 from __future__ import annotations
 

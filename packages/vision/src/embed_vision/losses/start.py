@@ -1,4 +1,4 @@
-"""Where a learned scale and bias start: as configured, as the model has them, as the paper has them."""
+"""Starting values of a learned scale and bias: as configured, as in the model, or as in the paper."""
 
 from __future__ import annotations
 

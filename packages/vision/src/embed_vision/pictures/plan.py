@@ -1,4 +1,4 @@
-"""What is drawn: which symbol in which colours, turned how far, and what is said of it."""
+"""Plans the embedded pictures: which symbol in which colours, its rotation, and its caption."""
 
 from __future__ import annotations
 
