@@ -1,4 +1,4 @@
-"""Run in place of the worker of `embed prove` by test_prove.py: hello with dropout, and faults in four variants."""
+"""Run in place of the worker of `embed prove` by its test: hello with dropout, and faults in four variants."""
 
 from __future__ import annotations
 
