@@ -4,10 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embed_core.export.model_card import RunCard
     from embed_distill.models.config import Alignment
     from embed_distill.models.projection import Layer
 
@@ -34,16 +33,6 @@ documents = model.encode_document(["a passage", "another one"])
 print(model.similarity(queries, documents))
 ```
 """
-
-
-def innermost(card: RunCard) -> str:
-    """What the student started from: the model inside all wrappers."""
-    model: Any = card.config.get("model", {})
-    if "inner" not in model:  # a model that the caller built
-        return card.base_model
-    while "inner" in model:
-        model = model["inner"]
-    return str(model.get("name_or_path", model["kind"]))
 
 
 def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Layer]) -> None:

@@ -26,11 +26,6 @@ def record_type(dtype: Dtype, width: int) -> np.dtype[Any]:
     return np.dtype([("vector", "i1", (width,)), ("scale", "<f4"), ("crc", "<u4")])
 
 
-def record_bytes(dtype: Dtype, width: int) -> int:
-    """Bytes of one vector on disk, its key included."""
-    return 16 + record_type(dtype, width).itemsize
-
-
 def encoded(keys_N2: NDArray[np.uint64], vectors_NW: NDArray[np.float32], dtype: Dtype) -> NDArray[Any]:
     """Records of fp32 vectors, checksums included. Values beyond fp16 are the caller's to prevent."""
     records_N = np.zeros(len(vectors_NW), dtype=record_type(dtype, vectors_NW.shape[1]))
