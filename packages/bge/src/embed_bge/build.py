@@ -21,6 +21,7 @@ from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.protocols import Announce
+from embed_core.utils.messages import one_line
 
 HEADS = ("colbert_linear", "sparse_linear")
 FACTS_FILE = "bge_m3.json"
@@ -113,7 +114,7 @@ def _head_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise CheckpointError(f"head {path} cannot be read ({type(error).__name__}: {reason}): copy it again") from None
     tensors = isinstance(state, dict) and all(isinstance(state.get(key), torch.Tensor) for key in ("weight", "bias"))
     if not tensors or state["weight"].dim() != 2:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embed_core.errors import CheckpointError, PluginError
+from embed_core.utils.messages import one_line
 
 PACKAGE = "ms-swift"
 OLDEST = "4.6.0"
@@ -88,7 +89,7 @@ def load(directory: Path, *, trust_remote_code: bool = False) -> Loaded:
                 device_map="cpu",
             )
         except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, RuntimeError …
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(
                 f"model directory {str(directory)!r} cannot be loaded by {PACKAGE} as {MODEL_TYPE} "
                 f"({type(error).__name__}: {reason})"
@@ -150,7 +151,7 @@ def _imported(name: str) -> Iterator[Any]:
         try:
             module = importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise PluginError(
                 f"{PACKAGE} {metadata.version(PACKAGE)} cannot be imported ({type(error).__name__}: {reason}): "
                 f"pip install --force-reinstall '{PACKAGE}>={OLDEST}'"

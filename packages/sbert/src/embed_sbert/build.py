@@ -18,6 +18,7 @@ from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.hub import model_directory
 from embed_core.protocols import Announce
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 from embed_sbert.config import SentenceTransformersModelConfig
 from embed_sbert.load_report import lacking
 from embed_sbert.model import SentenceTransformersModel
@@ -63,7 +64,7 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
                 model_kwargs={"dtype": torch.float32},
             )
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, and what remote code raises
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         hint = ": set trust_remote_code: true if you trust it" if "trust_remote_code" in reason else ""
         raise CheckpointError(
             f"model directory {str(directory)!r} cannot be loaded by sentence-transformers "

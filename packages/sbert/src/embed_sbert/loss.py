@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError
 from embed_core.types import Batch, LossOutput, Targets
+from embed_core.utils.messages import one_line
 from embed_sbert.columns import Columns, columns_of
 from embed_sbert.loss_arguments import resolved
 from embed_sbert.loss_config import SentenceTransformersLossConfig
@@ -94,7 +95,7 @@ def build_loss(config: SentenceTransformersLossConfig, context: BuildContext) ->
         with seeded(context.seed + 3):  # the model and its adapters have drawn from the seeds before
             return GivenLoss(config.name, kind(model=GivenEmbeddings(width), **arguments))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss.arguments: {config.name} refuses them: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"loss.arguments: {config.name} refuses them: {one_line(error)}") from None
 
 
 def _width(kind: Any, arguments: Mapping[str, Any], model: Any) -> int | None:

@@ -9,6 +9,7 @@ from embed_core.errors import CheckpointError
 from embed_core.text.prompts import Prompt
 from embed_core.text.tokenizer import TextTokenizer
 from embed_core.types import Role
+from embed_core.utils.messages import one_line
 from embed_sbert.model import Route
 from embed_sbert.readers import IDS, MASK, TASKS, BagReader, BulkReader, ModuleReader, Reader
 
@@ -68,7 +69,7 @@ def _routed(built: Any, role: Role, prompts: Mapping[Role, Prompt]) -> Route:
     try:
         name = router._resolve_route(task=TASKS[role], modality="text")
     except ValueError as error:
-        raise CheckpointError(f"the model's Router has no way for a {role}: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"the model's Router has no way for a {role}: {one_line(error)}") from None
     inside = [f"{first}.sub_modules.{name}.{number}" for number in range(len(router.sub_modules[name]))]
     if any(isinstance(module, Router) for module in router.sub_modules[name]):
         raise CheckpointError(

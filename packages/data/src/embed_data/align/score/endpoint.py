@@ -10,6 +10,7 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import EmbedError
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
@@ -90,4 +91,4 @@ def _said(error: urllib.error.HTTPError) -> str:
         text = said.get("message") or said["error"]["message"]
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    return " ".join(str(text).split())[:200]
+    return one_line(text, 200)

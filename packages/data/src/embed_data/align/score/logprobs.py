@@ -11,6 +11,7 @@ import torch
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.hub import model_directory
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 from embed_data.align.score.prompts import Prompt
 from embed_data.mining.rank.model import weights_digest
 
@@ -176,7 +177,7 @@ def _load(path: str, dtype: torch.dtype) -> Any:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, output_loading_info=True)
     except Exception as error:  # OSError, ValueError, SafetensorError, KeyError …
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"--lm {path!r} cannot be loaded as a causal language model: {reason}") from error
     tied = {name for name in report["missing_keys"] if "lm_head" in name and model.config.tie_word_embeddings}
     missing = sorted(set(report["missing_keys"]) - tied)

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError, ConfigError
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -61,7 +62,7 @@ def _load(path: str, device: str) -> Any:
         with quiet_transformers():
             model = CrossEncoder(str(directory), device=device)
     except Exception as error:  # whatever transformers raises for a directory that is something else
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"--cross-encoder {path!r} cannot be loaded: {type(error).__name__}: {reason}") from error
     if model.num_labels != 1:
         raise CheckpointError(

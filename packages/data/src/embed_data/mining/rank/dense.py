@@ -10,6 +10,7 @@ from embed_core.embeddings import select, slice_rows
 from embed_core.errors import ConfigError
 from embed_core.evaluation.retrieval import score_tile
 from embed_core.evaluation.topk import TopK, unpack
+from embed_core.utils.messages import one_line
 from embed_data.mining.corpus.shards import SHARD, Shards
 from embed_data.mining.rank.judges import Ranked
 
@@ -128,7 +129,7 @@ def _filled(faiss: Any, factory: str, shards: Shards, minable: int, progress: Pr
             step = max(1, count * SHARD // 262_144)
             index.train(np.concatenate([vectors(number) for number in range(0, count, step)]))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(
             f"--faiss {factory!r}: faiss cannot build that over {minable} vectors of {first.shape[1]} "
             f"({reason[-120:]}): try Flat, or IVF with fewer lists"
