@@ -1,4 +1,4 @@
-"""Per-token log-probabilities of continuations, by a causal LM computed here."""
+"""Per-token log-probabilities of continuations, by a causal LM that runs here."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Nats within which cached and whole forwards must agree, or the cache is not used."""
+"""Nats within which cached and whole forwards must agree; else the cache is not used."""
 
 
 class LogProbs(Protocol):
@@ -34,17 +34,17 @@ class LogProbs(Protocol):
     max_length: int
     """Tokens of a prompt and its continuation, at most."""
     digest: str
-    """Of everything that its numbers depend on."""
+    """Digest of everything that its numbers depend on."""
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[float] | str]:
-        """For each prompt ``log p`` (nats) of every token of its target, or a text that says why there is none."""
+        """For each prompt ``log p`` (nats) of every token of its target, or a string that says why there is none."""
         ...
 
 
 class LocalLogProbs:
-    """A transformers causal LM. Prompts that share a prefix run it once: its keys and values serve all of them.
+    """A transformers causal LM. A prefix that prompts share runs once, and its keys and values serve all of them.
 
-    Others are put together left-padded, so that the continuations end together and only their logits are computed.
+    Other prompts are batched left-padded, so that continuations end together and only their logits are computed.
     The numbers of a call depend on its prompts alone, not on what was scored before.
     """
 
@@ -63,7 +63,7 @@ class LocalLogProbs:
             announce("the language model gives other numbers from cached prefixes: every prompt is run whole, slower")
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[float] | str]:
-        """See :class:`LogProbs`. Raises ConfigError where the device's memory does not do."""
+        """See :class:`LogProbs`. Raises ConfigError where the device's memory is not enough."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, prompt in enumerate(prompts):
             groups.setdefault(prompt.prefix, []).append(number)
@@ -111,7 +111,7 @@ class LocalLogProbs:
                 found[n] = _taken(logits_LV[-len(prompts[n].target) - 1 : -1], prompts[n].target)
 
     def _batches(self, members: list[int], prompts: Sequence[Prompt], prefix: int) -> Iterator[tuple[list[int], int]]:
-        """Prompts of about the same length, and that length, the prefix not counted."""
+        """Batches of prompts of about the same length, each with that length, the prefix not counted."""
 
         def length(number: int) -> int:
             return len(prompts[number].ids) - prefix
@@ -124,7 +124,7 @@ class LocalLogProbs:
             ordered = ordered[count:]
 
     def _run(self, ids_BL: Tensor, mask_BL: Tensor, keep: int = 0, cache: bool = False, past: Any = None) -> Any:
-        """One forward; ``mask_BL`` covers the cached tokens too, ``keep`` = logits of the last so many positions."""
+        """One forward. ``mask_BL`` covers the cached tokens too; only the last ``keep`` positions get logits."""
         positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
         arguments: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": mask_BL}
         if "position_ids" in self._takes:
@@ -137,7 +137,7 @@ class LocalLogProbs:
         return self._model(**arguments, use_cache=cache or past is not None)
 
     def _agrees(self) -> bool:
-        """Whether this architecture's cache can be shared: tried on made-up prompts, never on the data, so that a
+        """Whether this architecture's cache can be shared. It is tried on made-up prompts, never on the data, so that a
         resumed run decides as the first did."""
         size = self._model.get_input_embeddings().weight.shape[0]
         ids = [(7 * n + 3) % size for n in range(24)]
@@ -151,7 +151,7 @@ class LocalLogProbs:
             with torch.inference_mode():
                 self._shared(prefix, members, prompts, shared)
         except (AttributeError, TypeError, ValueError, NotImplementedError):
-            return False  # no cache, or one that cannot be repeated
+            return False  # no cache, or one that cannot be repeated over a batch
         with torch.inference_mode():
             self._whole(members, prompts, whole)
         return all(abs(shared[n][0] - whole[n][0]) <= AGREE[self._dtype] for n in members)
