@@ -1,4 +1,4 @@
-"""From a config to a model: load the encoder and the heads of a directory, or draw them at random."""
+"""Builds a model from a config: loads the encoder and the heads of a directory, or draws them at random."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ from embed_core.utils.messages import one_line
 
 HEADS = ("colbert_linear", "sparse_linear")
 FACTS_FILE = "bge_m3.json"
-"""What the family's own files do not say: the width of the heads, the pooling, the instructions."""
+"""File of what the family's own files do not say: the width of the heads, the pooling, the instructions."""
 
 
 def build_model(config: BGEM3ModelConfig, context: BuildContext) -> BGEM3Model:
@@ -71,7 +71,7 @@ def load_parts(config: BGEM3ModelConfig, seed: int, announce: Announce) -> tuple
 
 
 def _note_differences(config: BGEM3ModelConfig, directory: Path, announce: Announce) -> None:
-    """A model trained with one pooling and used with another is silently worse: say so."""
+    """Announces settings that differ from the saved ones: a model used with another pooling is silently worse."""
     path = directory / FACTS_FILE
     if not path.is_file():
         return

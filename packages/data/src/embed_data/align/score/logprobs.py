@@ -124,7 +124,7 @@ class LocalLogProbs:
             ordered = ordered[count:]
 
     def _run(self, ids_BL: Tensor, mask_BL: Tensor, keep: int = 0, cache: bool = False, past: Any = None) -> Any:
-        """One forward. ``mask_BL`` covers the cached tokens too; only the last ``keep`` positions get logits."""
+        """One forward. ``mask_BL`` covers cached tokens too; ``keep`` limits logits to the last positions (0 = all)."""
         positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
         arguments: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": mask_BL}
         if "position_ids" in self._takes:
