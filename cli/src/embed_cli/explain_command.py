@@ -30,7 +30,7 @@ class ExplainRequest:
     run: RunRequest
     """What the run is: the same options as of ``embed run``."""
     step: int
-    """From 1, as in the display."""
+    """The optimizer step, counted from 1 as in the display."""
     full: bool = False
     as_json: bool = False
 

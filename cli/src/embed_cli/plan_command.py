@@ -36,7 +36,7 @@ class PlanCommand:
     json_file: str | None = None
     """``-`` is the standard output, without the tables."""
     phase: str | None = None
-    """Of a run with phases; None = the first."""
+    """The phase to look at, in a run that has some; None = the first."""
 
 
 def execute(request: PlanCommand) -> None:
@@ -120,7 +120,7 @@ def tables(plan: Plan) -> list[Table | Text]:
 
 
 def title(plan: Plan) -> str:
-    """Whose plan it is."""
+    """The heading: which run, on which devices."""
     ranks = "1 rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
     device = f"{plan.device.name} (this machine)" if plan.device.here else plan.device.name
     recompute = ", gradient checkpointing" if plan.checkpointing else ""

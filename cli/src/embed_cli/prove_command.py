@@ -31,7 +31,7 @@ class ProveRequest:
     ranks: int = 2
     batches: int = 2
     phase: str | None = None
-    """Of a run with phases; None = the first."""
+    """The phase to look at, in a run that has some; None = the first."""
 
 
 def execute(request: ProveRequest) -> None:

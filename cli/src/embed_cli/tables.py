@@ -27,7 +27,7 @@ class Comparison:
     before: Mapping[tuple[str, str], float]
     """(way, measure) → value at ``first_step``."""
     after: Mapping[tuple[str, str], float]
-    """The same at ``last_step``; where a run was evaluated once, the same figures."""
+    """The values at ``last_step``; equal to ``before`` where a run was evaluated once."""
 
     @property
     def title(self) -> str:

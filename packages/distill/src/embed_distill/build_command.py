@@ -188,7 +188,7 @@ class TextFile:
         return None
 
     def fingerprint(self) -> str:
-        """Of the file's content and the role of its texts."""
+        """A digest of the file's content and the role of its texts."""
         digest = blake2b(self._role.encode(), digest_size=16)
         with self.path.open("rb") as file:
             while part := file.read(1 << 24):

@@ -77,7 +77,7 @@ class MatryoshkaCheckpointer:
 
 
 def _width(directory: Path) -> int | None:
-    """Of the vectors, as sentence-transformers' modules have it: a projection's, else the pooling's."""
+    """Width of the vectors by sentence-transformers' modules: a projection's, else the pooling's."""
     path = directory / "modules.json"
     modules = json.loads(path.read_text(encoding="utf-8")) if path.is_file() else []
     width = None

@@ -57,7 +57,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
         self._candidates = config.rescore_multiplier * self.depth
 
     def evaluate(self, encoder: Encoder) -> Mapping[str, float]:
-        """The same on every rank. Raises ConfigError for a model without dense vectors, or with too few dimensions."""
+        """Metrics, equal on every rank. Raises ConfigError for a model without dense vectors or enough dimensions."""
         vectors = self._encode(encoder)
         tops: dict[str, Tensor] = {}
         for dim in resolved(self._dims, vectors.query_QD.shape[1], f"evaluation {self.name!r}: dims"):

@@ -64,7 +64,7 @@ class MatryoshkaLoss(nn.Module):
         return LossOutput(loss, metrics)
 
     def _dims(self, full: int, step: int) -> list[int]:
-        """Of this step, the full one first, then descending."""
+        """The dimensions of this step, the full one first, then descending."""
         dims = resolved(self.config.dims, full, "loss.dims")
         count = self.config.n_dims_per_step
         if count == -1 or count >= len(dims):

@@ -109,7 +109,7 @@ class BandedRows(ChangedRows):
         return frozenset() if every is None else every.difference(row.pos)
 
     def _questions(self) -> dict[int, frozenset[str]]:
-        """Of every question that several rows ask, all the positives."""
+        """All the positives of every question that several rows ask."""
         found: defaultdict[int, set[str]] = defaultdict(set)
         times: defaultdict[int, int] = defaultdict(int)
         for number, _ in shared_ids(self.identity_blocks).rows():
@@ -136,7 +136,7 @@ class Count:
     """Negatives of the row that has most."""
     lowest: float = float("inf")
     highest: float = float("-inf")
-    """Of the negatives' scores."""
+    """The highest score of the negatives."""
 
     def see(self, row: Row) -> None:
         """What a message says of the data, where nothing is in the band."""

@@ -30,7 +30,7 @@ class SwiftInfoNCEConfig(LossConfig):
     mask_fake_negative: bool = False
     """Leave out passages that score above the positive + ``fake_neg_margin`` (``INFONCE_MASK_FAKE_NEGATIVE``)."""
     fake_neg_margin: float = 0.1
-    """In units of similarity (``INFONCE_FAKE_NEG_MARGIN``)."""
+    """Margin of the mask, in units of similarity (``INFONCE_FAKE_NEG_MARGIN``)."""
     include_qq: bool = False
     """Other rows' queries are negatives of a query (``INFONCE_INCLUDE_QQ``); with ``use_batch`` only."""
     include_dd: bool = False
@@ -94,7 +94,7 @@ class Qwen3InfoNCEConfig(LossConfig):
     in_batch: bool = True
     """Other rows take part; False = each query finds its positive in its own group only."""
     hard_negatives: Literal["batch", "own"] = "batch"
-    """Whose hard negatives compete: those of all rows, or the row's own, besides the positives of all rows."""
+    """Which hard negatives compete: those of all rows, or the row's own, besides the positives of all rows."""
     query_query: bool = True
     """Other rows' queries are negatives of a query."""
     document_document: bool = True

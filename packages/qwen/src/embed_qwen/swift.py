@@ -114,7 +114,7 @@ def loss(name: str) -> Callable[..., Any]:
 
 
 class _NoTrainer:
-    """In the place of a trainer."""
+    """Stands in for a trainer."""
 
 
 @contextmanager

@@ -50,7 +50,7 @@ def run(modules: Iterable[Any], features: Features, forward_options: dict[str, A
 
 
 def run_packed(modules: Iterable[Any], chunk: Packed) -> Tensor:
-    """The same of texts without padding: a Transformer, Pooling, and modules that see sentence embeddings alone."""
+    """Runs texts without padding through a Transformer, Pooling, and modules that see sentence embeddings alone."""
     transformer, *others = modules
     features: Features = {TOKENS: chunk.states(transformer.model), "cu_seq_lens_q": chunk.offsets_N1}
     return run(others, features, {})

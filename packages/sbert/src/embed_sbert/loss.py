@@ -98,7 +98,7 @@ def build_loss(config: SentenceTransformersLossConfig, context: BuildContext) ->
 
 
 def _width(kind: Any, arguments: Mapping[str, Any], model: Any) -> int | None:
-    """Of the dense vectors, where the loss has a layer as wide: the model's own word, else from a text."""
+    """Width of the dense vectors, where the loss has a layer as wide: as the model says, else as a text shows."""
     if (
         "embedding_dimension" not in inspect.signature(kind.__init__).parameters
         and arguments.get("projection_dim") is None

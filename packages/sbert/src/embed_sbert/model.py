@@ -29,7 +29,7 @@ class Route:
     options: Mapping[str, Any]
     """What modules are told besides their features: the task."""
     names: tuple[str, ...]
-    """Of the modules, in order, in the SentenceTransformer."""
+    """Names of the modules in the SentenceTransformer, in order."""
 
 
 class SentenceTransformersModel(nn.Module):

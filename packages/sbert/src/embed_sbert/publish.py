@@ -35,7 +35,7 @@ def is_asked_for(output_dir: Path) -> bool:
 
 
 def _asks(checkpoint: Any) -> bool:
-    """Of the kind's own config, or of one around it (`matryoshka`)."""
+    """Whether the config, or the one that it wraps (`matryoshka`), asks for it."""
     if not isinstance(checkpoint, Mapping):
         return False
     if checkpoint.get("kind") == KIND:

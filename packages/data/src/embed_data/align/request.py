@@ -29,7 +29,7 @@ class ChunkChoice:
     size: int | None = None
     """Tokens, sentences or paragraphs of one chunk; None = 512, 5, 1."""
     overlap: int | None = None
-    """The same unit, shared by neighbours; None = 12, 1, 0."""
+    """Units that neighbouring chunks share; None = 12, 1, 0."""
 
     def __post_init__(self) -> None:
         if self.by not in CHUNK_BY:
@@ -60,7 +60,7 @@ class LanguageModelChoice:
     tokenizer: str | None = None
     """Directory or hub name of the tokenizer; None = that of ``path``. It also counts the tokens of chunks."""
     precision: str = "auto"
-    """Of a local model; ``auto`` = bf16 on CUDA, fp32 on CPU."""
+    """Precision of a local model; ``auto`` = bf16 on CUDA, fp32 on CPU."""
     max_length: int | None = None
     """Tokens of a prompt with its continuation, at most; None = what the model's config says."""
     batch_tokens: int = 16384
@@ -101,7 +101,7 @@ class AlignRequest:
     way: str | None = None
     """Way of scoring of the retriever; None = dense, or its first."""
     weights: tuple[float, float, float] = (1.0, 0.3, 1.0)
-    """Of forward, backward and parameter score."""
+    """Weights of the forward, backward and parameter scores."""
     normalise: Normalise = "minmax"
     short_chunk: int = 10
     """Chunks of fewer tokens than this get their score reduced in proportion; 0 = none."""

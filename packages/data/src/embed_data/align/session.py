@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embed_data.mining.output.progress import Progress
 
 VERSION = 1
-"""Of chunking and scoring: raise it when the same request gives other numbers."""
+"""The version of chunking and scoring: raise it when the same request gives other numbers."""
 OUTPUTS = ("scored.jsonl", "chunks.jsonl", "rows.jsonl", "swift.jsonl", "failed.jsonl", "report.json")
 
 

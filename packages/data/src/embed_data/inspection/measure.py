@@ -35,7 +35,7 @@ TOKENIZED_AT_ONCE = 1000
 
 @dataclass(frozen=True)
 class Lengths:
-    """Of the texts of one column."""
+    """The lengths of the texts of one column."""
 
     texts: int
     mean: float
@@ -251,7 +251,7 @@ class _Leaks:
         self.examples: dict[str, list[str]] = {name: [] for name in sets}
         wanted = {key for known in sets.values() for key in known["pos"]}
         self._bare = {whole: bare for whole, bare in _titled(source) if bare in wanted} if sets else {}
-        """Of the rows' own documents that have a title: the same without it."""
+        """Documents of the rows that have a title → the same documents without it."""
 
     def add(self, row: Row) -> None:
         if self._sets:

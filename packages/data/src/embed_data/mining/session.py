@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VERSION = 1
-"""Of the plan: raise it when the same command gives something else."""
+"""The version of the plan: raise it when the same command gives something else."""
 BLOCK = 256
 """Rows that are finished, or lost by a kill, together."""
 NO_RESULT = ("output", "overwrite", "masked_data", "reading")

@@ -218,7 +218,7 @@ class _Rows:
         return MiningRow(row, self.answers.get(identity(row.query), ()), {"number": index})
 
     def digest(self) -> str:
-        """Of the dataset."""
+        """A digest of the dataset."""
         return self.inner.fingerprint()
 
 
@@ -267,7 +267,7 @@ def _read_answers(rows: Rows) -> dict[int, tuple[str, ...]]:
 
 
 def _key(config: ReminedConfig, inner: HasRows, answers: Mapping[int, tuple[str, ...]]) -> str:
-    """Of all that the result depends on besides the weights, which are those of the phase."""
+    """A digest of all that the result depends on besides the weights, which are those of the phase."""
     own = config.model_dump_json(exclude={"inner", "answers"})
     facts = f"{VERSION}{own}{inner.fingerprint()}{sorted(answers.items())}"
     return blake2b(facts.encode(), digest_size=8).hexdigest()

@@ -40,7 +40,7 @@ class WithTeacherConfig(DatasetConfig):
         return self._taught(self.inner.build(context), context)
 
     def around(self, dataset: Dataset, context: BuildContext) -> Dataset:
-        """The same around rows that a Python program gives."""
+        """Wraps the rows that a Python program gives."""
         return self._taught(self.inner.around(dataset, context), context)
 
     def _taught(self, inner: Dataset, context: BuildContext) -> WithTeacher:

@@ -33,7 +33,7 @@ class TwoByTwoEvaluator(RetrievalEvaluator):
         self._teacher_metrics: dict[str, float] | None = None
 
     def evaluate(self, encoder: Encoder) -> Mapping[str, float]:
-        """The same on every rank. Raises ConfigError for a model without dense vectors."""
+        """Metrics, equal on every rank. Raises ConfigError for a model without dense vectors."""
         own = {way: top.keys_QK.cpu() for way, top in self._rank(encoder).items()}
         for source in self._teachers.each:
             source.unload()  # the student trains on: the memory is its own

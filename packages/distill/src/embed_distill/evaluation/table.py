@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 FILE = "two-by-two.md"
 """What a run's output directory holds besides."""
 WAYS = ("student-student", "student-teacher", "teacher-student", "teacher-teacher")
-"""Who encodes the queries, and who the documents."""
+"""Which model encodes the queries, and which the documents."""
 KEPT, KEPT_ASYMMETRIC = "kept", "kept-asymmetric"
 """Student by student, and student's queries on the teacher's documents, as shares of teacher by teacher."""
 
@@ -26,7 +26,7 @@ class Square:
     evaluator: str
     measure: str
     values: Mapping[str, float]
-    """Of :data:`WAYS` those that there are."""
+    """The value of each of :data:`WAYS` that there is."""
 
     def cell(self, queries: str, documents: str) -> str:
         """A figure, with its share of the teacher's."""

@@ -28,7 +28,7 @@ class EmbeddingMatchConfig(LossConfig):
     """What the losses that compare each vector with the teacher's of the same text have in common."""
 
     texts: TextsOf = "both"
-    """Whose vectors are compared; with ``both`` the mean is over all texts, however many passages a row has."""
+    """Which vectors are compared; with ``both`` the mean is over all texts, however many passages a row has."""
     teacher_dims: Literal["first"] | None = None
     """``first`` cuts the teacher's vectors to as many values as the student's have, and brings them to unit length: for
     Matryoshka teachers, whose first values are a vector. None = the widths have to be equal."""
@@ -83,7 +83,7 @@ class TeacherSimilarityConfig(LossConfig):
 
     kind: Literal["teacher-similarity"] = "teacher-similarity"
     texts: TextsOf = "both"
-    """Whose pairs: all texts of the batch with one another, the queries alone, or the passages alone."""
+    """Which pairs are compared: all texts of the batch with one another, the queries alone, or the passages alone."""
 
     def build(self, context: BuildContext) -> TeacherSimilarity:
         """The loss; it has no parameters."""
@@ -125,7 +125,7 @@ class TeacherKLConfig(RankingConfig):
     temperature: float = Field(default=0.05, gt=0)
     """The student's similarities are divided by it before the softmax."""
     teacher_temperature: float | None = Field(default=None, gt=0)
-    """The same for the teacher; None = 1 for the dataset's scores, ``temperature`` for similarities of vectors."""
+    """Temperature of the teacher; None = 1 for the dataset's scores, ``temperature`` for similarities of vectors."""
     temperature_squared: bool = False
     """Multiply the loss by temperature² (Hinton et al. 2015), as sentence-transformers does. It evens out the size of
     the gradient where temperatures above 1 are compared; below 1 it makes the loss small."""
@@ -164,9 +164,9 @@ class SpreadOutConfig(LossConfig):
 
     kind: Literal["spread-out"] = "spread-out"
     mean_weight: float = Field(default=0.0, ge=0)
-    """Of (the mean cosine)², which keeps vectors from pointing the same way."""
+    """Weight of (the mean cosine)², which keeps vectors from pointing the same way."""
     second_moment_weight: float = Field(default=1.0, ge=0)
-    """Of the mean squared cosine above 1 / width, which is that of vectors evenly spread on a sphere."""
+    """Weight of the mean squared cosine above 1 / width, which is that of vectors evenly spread on a sphere."""
     aggregation: Literal["sum", "mean"] = "sum"
     """How the queries' term and the passages' become one."""
 

@@ -84,7 +84,7 @@ def _products(query_BX: Tensor, passage_PX: Tensor, targets: Targets, rows: slic
 
 
 def _nothing(targets: Targets, sizes_B: Tensor, scored_B: Tensor, config: RankingConfig) -> DataError:
-    """Of the first batch only: later ones may by chance have no row that counts, and then cost nothing."""
+    """Raises for a first batch without any row that counts; later ones may lack them by chance, and cost nothing."""
     if targets.teacher is None and config.source != "scores" and not bool(scored_B.any()):
         return DataError(
             f"loss {config.kind!r} learns how a teacher ranks passages, but the rows of the first batch have neither "

@@ -23,7 +23,7 @@ class Texts(NamedTuple):
 
     student_ND: Tensor
     teacher_NW: Tensor
-    """In the student's precision; no gradient."""
+    """The teacher's vectors, in the student's precision and without gradient."""
 
 
 def teacher_of(targets: Targets, kind: str) -> TeacherVectors:
@@ -66,7 +66,7 @@ def texts(batch: Batch, targets: Targets, which: TextsOf, kind: str) -> Texts:
 
 
 def own_texts(batch: Batch, targets: Targets, which: TextsOf, kind: str) -> Texts:
-    """The same of the rows this rank computes."""
+    """The vectors of the rows that this rank computes."""
     query_BD, passage_PD = dense_of(batch)
     query_BW, passage_PW = teacher_of(targets, kind)
     rows = own_rows(targets)

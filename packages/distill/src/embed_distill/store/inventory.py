@@ -18,7 +18,7 @@ from embed_distill.store.store import FACTS
 
 DAY = 24 * 3600
 DEFAULT_FOLDER = "teachers"
-"""In the cache directory."""
+"""The folder of the store in the cache directory."""
 
 
 def store_root(store: str | None, cache_dir: Path) -> Path:
@@ -44,7 +44,7 @@ class Kept:
 
     @property
     def name(self) -> str:
-        """Of the folder: what `--teacher` takes, besides the teacher's own name."""
+        """The folder's name, which `--teacher` takes as well as the teacher's own name."""
         return self.folder.name
 
 

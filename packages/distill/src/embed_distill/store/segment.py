@@ -65,7 +65,7 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """The name of the file."""
         return self.path.name
 
     def find(self, keys_N2: Keys) -> NDArray[np.int64]:

@@ -26,7 +26,7 @@ class Verified:
     entries: int = 0
     """Looked at."""
     damaged: int = 0
-    """Of them, with a wrong checksum."""
+    """Vectors with a wrong checksum."""
     files: list[str] = field(default_factory=list)
     """``path: reason`` of files that cannot be read as a whole."""
 

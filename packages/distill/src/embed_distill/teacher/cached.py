@@ -55,7 +55,7 @@ class Source:
         return digest(item, self.identity.salts[role])
 
     def fingerprint(self) -> str:
-        """Of the teacher, how it is asked, and how its vectors are kept."""
+        """A digest of the teacher, how it is asked, and how its vectors are kept."""
         salts = self.identity.salts
         return f"{self.folder.name}:{salts['query'].hex()}:{salts['passage'].hex()}"
 
@@ -144,7 +144,7 @@ class Sources:
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
 
     def fingerprint(self) -> str:
-        """Of all teachers and of how their vectors are kept."""
+        """A digest of all teachers and of how their vectors are kept."""
         return ",".join(one.fingerprint() for one in self.each)
 
 

@@ -53,7 +53,7 @@ class Identity:
 
     @cached_property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the teacher's folder."""
         return blake2b(json.dumps(self.facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
@@ -115,7 +115,7 @@ def _found(name: str, revision: str | None, root: Path) -> tuple[Path, str]:
 
 
 def _small_files(name: str, revision: str | None) -> Path:
-    """Of a model of the hub: its snapshot's folder, named by the commit, without the weights unless they are there."""
+    """The snapshot folder of a hub model, named by its commit, without the weights unless they are there."""
     from huggingface_hub import snapshot_download
 
     from embed_core.utils.logging import quiet_transformers

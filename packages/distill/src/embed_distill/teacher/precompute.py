@@ -30,7 +30,7 @@ class Filled(NamedTuple):
     texts: int
     """Distinct texts of the dataset, for this teacher."""
     missing: int
-    """Of them, those the store had no vector of."""
+    """Texts of which the store had no vector."""
 
 
 def fill(
@@ -107,7 +107,7 @@ def _compute(
 
 
 def _name(dataset: Dataset, source: Source) -> str:
-    """The same texts with other prompts are other vectors."""
+    """The name of a note; it depends on the prompts, since the same texts with other prompts have other vectors."""
     return f"{dataset.fingerprint()}|{source.fingerprint()}"
 
 

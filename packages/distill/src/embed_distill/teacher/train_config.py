@@ -28,7 +28,7 @@ class TrainedTeacher(Section):
     train: TrainConfig = TrainConfig()
     """How long it is trained."""
     seed: int = Field(default=42, ge=0)
-    """Of its own run."""
+    """Seed of the teacher's own run."""
     max_length: int = Field(default=512, ge=3)
     """Tokens at which it cuts texts as a teacher."""
 
@@ -40,7 +40,7 @@ class WithTrainedTeacherConfig(DatasetConfig):
     inner: DatasetConfig
     """The dataset, of any kind."""
     teacher: TrainedTeacher
-    """Who is trained, and how."""
+    """The teacher that is trained, and how."""
     store: str | None = None
     """Folder of the vectors; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
 

@@ -59,7 +59,7 @@ def rivals(field: Field, temperature: float) -> Rivals:
 
 
 def in_groups(logits_K: Tensor, row_K: Tensor, false_K: Tensor, count: int) -> Rivals:
-    """The same over a flat list of pairs: logit k is one of row ``row_K[k]``, of ``count`` rows."""
+    """The log-sums over a flat list of pairs: logit k is one of row ``row_K[k]``, of ``count`` rows."""
     lowest = torch.finfo(logits_K.dtype).min
     kept_K = logits_K.masked_fill(false_K, lowest)
     largest_N = kept_K.new_full((count,), lowest).scatter_reduce(0, row_K, kept_K.detach(), "amax")

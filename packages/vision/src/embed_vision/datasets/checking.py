@@ -56,17 +56,17 @@ class Checked:
     rows_N: NDArray[np.int64]
     """Their numbers in the table, ascending."""
     ids_K: NDArray[np.uint64]
-    """Of each, row after row: what no other row of a batch may share (query, positives), by content."""
+    """The identities row after row, by content: what no other row of a batch may share (query, positives)."""
     offsets_N1: NDArray[np.int64]
     digest: str
-    """Of the content of all usable rows and their pictures: the same wherever the files are."""
+    """A digest of the content of all usable rows and their pictures, equal wherever the files are."""
     files: tuple[str, ...] = ()
     """The files of pictures that were opened."""
     bad: tuple[str, ...] = ()
     """Why rows were left out, one line each."""
 
     def identities(self, index: int) -> NDArray[np.uint64]:
-        """Of usable row ``index``."""
+        """The identities of usable row ``index``."""
         return self.ids_K[self.offsets_N1[index] : self.offsets_N1[index + 1]]
 
 
@@ -188,7 +188,7 @@ def _opens(picture: Picture, max_pixels: int) -> bool:
 
 
 def _key(table: Table, options: RowOptions, how: CheckOptions) -> str:
-    """Of everything the result depends on besides the files of pictures."""
+    """A digest of everything that the result depends on besides the files of pictures."""
     facts: dict[str, Any] = {
         "version": VERSION,
         "table": [table.name, table.digest()],
@@ -201,7 +201,7 @@ def _key(table: Table, options: RowOptions, how: CheckOptions) -> str:
 
 
 def _stamps(paths: Iterable[str]) -> str:
-    """Of size and time of files: what tells whether one was changed since."""
+    """A digest of size and time of files, which tells whether one was changed since."""
     digest = blake2b(digest_size=16)
     for path in paths:
         digest.update(_stamp(path))

@@ -54,7 +54,7 @@ class ImageTextConfig(ImageTextFields):
     image_root: str | None = None
     """What relative paths of pictures are relative to; None = the folder of the file."""
     split: str | None = None
-    """Of a Hugging Face dataset; None = the only one, or `train`."""
+    """Split of a Hugging Face dataset; None = the only one, or `train`."""
     subset: str | None = None
     """Configuration of a Hugging Face dataset of the hub; None = its default."""
     on_bad_row: Literal["error", "skip"] = "error"

@@ -94,7 +94,7 @@ class ImageTextDataset:
         return [raw[at : at + 8] for at in range(0, len(raw), 8)]
 
     def identity_blocks(self) -> Blocks:
-        """Of all rows at once, in blocks; see :class:`embed_core.datasets.wrappers.HasIdentityBlocks`."""
+        """The identities of all rows, in blocks; see :class:`embed_core.datasets.wrappers.HasIdentityBlocks`."""
         return self._blocks(self._rows.blocks())
 
     def source(self, row: int) -> str:

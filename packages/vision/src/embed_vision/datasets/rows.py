@@ -110,7 +110,7 @@ class _Reader:
         return float(value)
 
     def prompt(self) -> str | None:
-        """Of the query, in place of the model's."""
+        """Prompt of the query, in place of the model's."""
         column = self._column("prompt", "prompt", set())
         if column is not None and not isinstance(self.data[column], str):
             raise DataError(f"{self.place}: `{column}` must be a string, found {_type(self.data[column])}")

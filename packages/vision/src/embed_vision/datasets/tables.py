@@ -64,7 +64,7 @@ class JsonlTable:
         return self._file.place(index)
 
     def digest(self) -> str:
-        """Of the file's bytes."""
+        """A digest of the file's bytes."""
         return self._file.digest()
 
 
@@ -89,7 +89,7 @@ class ArrowTable:
         return f"{self.name}:{index + 1}"
 
     def digest(self) -> str:
-        """Of the number of rows and `datasets`' own fingerprint, which is of the files and what was done to them."""
+        """A digest of the number of rows and of `datasets`' own fingerprint, which covers files and transformations."""
         return blake2b(f"{len(self)}|{self._rows._fingerprint}".encode(), digest_size=16).hexdigest()
 
 

@@ -23,7 +23,7 @@ Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 CELL, GAP, HEAD = 112, 8, 26
 """Pixels: side of a cell, space around it, height of a line of headings."""
 LETTERS, LINES = 17, 7
-"""Of a text in a cell."""
+"""The most letters and lines of a text in a cell."""
 RIGHT, WRONG, PLAIN = (25, 140, 60), (200, 200, 200), (120, 120, 120)
 
 

@@ -73,7 +73,7 @@ class TripletLossConfig(LossConfig):
     margin: float = Field(default=0.5, gt=0)
     """How much nearer, in units of the distance (sentence-transformers' default is 5, euclidean)."""
     negatives: Literal["all", "hardest"] = "all"
-    """Of a row's own hard negatives: the mean over all of them, or the nearest one."""
+    """How a row's own hard negatives count: the mean over all of them, or the nearest one."""
     in_batch: bool = True
     """A row without hard negatives takes the nearest passage of the other rows that does not answer it. False = such
     rows add nothing."""

@@ -71,7 +71,7 @@ class SiglipLoss(nn.Module):
     def _block(
         self, query_ND: Tensor, passage_PD: Tensor, positive_N: Tensor, known_NP: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some rows: the sum of the losses, how many rank their positive first, how many pairs are masked."""
+        """For some rows: the sum of the losses, how many rank their positive first, how many pairs are masked."""
         scale, bias = self.logit_scale.exp().to(query_ND.dtype), self.logit_bias.to(query_ND.dtype)
         similarity_NP = query_ND @ passage_PD.T
         own_N1 = positive_N.unsqueeze(1)

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embed_vision.losses.config import TripletLossConfig
 
 NONE = -1
-"""In place of a column, where there is none."""
+"""The value that stands for a column where there is none."""
 
 
 class TripletLoss(nn.Module):
@@ -84,7 +84,7 @@ class TripletLoss(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, query_ND: Tensor, passage_PD: Tensor, row_T: Tensor, column_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each row's triplets the one with the nearest negative, the first of equals."""
+        """The triplet of each row with the nearest negative, the first of equals."""
         distance_T = self._distance(query_ND[row_T], passage_PD[column_T])
         order_T = torch.argsort(distance_T, stable=True)
         order_T = order_T[torch.argsort(row_T[order_T], stable=True)]

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VERSION = 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 MOST_CHARACTERS = 5_000_000
-"""Of the captions, the first ones: splitting them takes some seconds."""
+"""Only so many characters of captions are used, the first ones: splitting them takes some seconds."""
 
 
 def clip_from_scratch(shape: ClipShape, context: BuildContext) -> tuple[Any, Any]:

@@ -39,7 +39,7 @@ class TextReader:
         return self
 
     def fingerprint(self) -> str:
-        """Of all that the token lists depend on besides text, role and prompt."""
+        """A digest of all that the token lists depend on besides text, role and prompt."""
         if self._fast is not None:
             return f"{self._fast.fingerprint()}{'-fixed' if self.fixed else ''}"
         facts = f"{self.tokenizer!r}|{self.max_length}|{self.fixed}|{sorted(self.prompts.items())!r}"

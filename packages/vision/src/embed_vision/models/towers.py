@@ -75,7 +75,7 @@ class TwoTowers(nn.Module):
         ]
 
     def tokenizer_fingerprint(self) -> str:
-        """Of all that the token lists of texts depend on: the engine may keep them. Pictures it never keeps."""
+        """A digest of all that token lists of texts depend on. The engine may keep those, never pictures."""
         return self.texts.fingerprint()
 
     def _encoded(self, text: Encoded | None, picture: Picture | None, pixels: Pixels | None) -> Encoded:

@@ -79,7 +79,7 @@ class VlmModel(nn.Module):
         return encoded
 
     def tokenizer_fingerprint(self) -> str:
-        """Of all that the token lists of texts depend on: the engine may keep them. Pictures it never keeps."""
+        """A digest of all that token lists of texts depend on. The engine may keep those, never pictures."""
         return self.chat.fingerprint()
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -169,7 +169,7 @@ class Chat:
         return {name: value[0] if name in PER_TOKEN else value for name, value in arrays.items()}
 
     def fingerprint(self) -> str:
-        """Of the tokenizer, the template and the instructions."""
+        """A digest of the tokenizer, the template and the instructions."""
         facts = [self.tokenizer.backend_tokenizer.to_str(), str(self._processor.chat_template), repr(self._config)]
         return blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 

@@ -40,7 +40,7 @@ class Look:
     scale: float
     """Share of the picture's width that the symbol takes."""
     shift: tuple[float, float]
-    """Of its centre, in shares of the picture's width."""
+    """Shift of its centre, in shares of the picture's width."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,7 +58,7 @@ class Scene:
 
     @property
     def paraphrase(self) -> str:
-        """The same in other words."""
+        """The caption in other words."""
         return f"a {self.look.background} picture that shows, in {self.look.colour}, the {self.name}"
 
     @property
@@ -97,7 +97,7 @@ def _scenes(
 
 
 def _another(colour: str, background: str) -> tuple[str, str]:
-    """Of held-out pictures with one combination a symbol: colours that this one has not."""
+    """Colours that this one has not, for held-out pictures with one combination a symbol."""
     colours, backgrounds = list(COLOURS), list(BACKGROUNDS)
     return (
         colours[(colours.index(colour) + 3) % len(colours)],

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embed_data.align.curriculum.chat import Chat
 
 VERSION = 1
-"""Of the wording: part of the name of what is kept on disk."""
+"""The version of the wording: part of the name of what is kept on disk."""
 WIDTH = 3
 """Entities that an offline query adds to the question."""
 _ASK = (

@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from embed_data.mining.output.progress import Progress
 
 VERSION = 1
-"""Of graphs and mining: raise it when the same request gives something else."""
+"""The version of graphs and mining: raise it when the same request gives something else."""
 
 
 def run(request: CurriculumRequest, ranks: Ranks, announce: Announce, progress: Progress) -> dict[str, Any]:

@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embed_data.align.curriculum.chat import Chat
 
 VERSION = 1
-"""Of the extraction and its wording: part of the name of what is kept on disk."""
+"""The version of the extraction and its wording: part of the name of what is kept on disk."""
 FEW = 3
 """Capitalised entities below which a chunk gets its rarest terms too: scripts without capitals have none."""
 RARE = 8

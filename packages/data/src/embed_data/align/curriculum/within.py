@@ -17,7 +17,7 @@ class Within(Protocol):
     """Scores the texts of one document."""
 
     digest: str
-    """Of what the scores depend on."""
+    """A digest of all that the scores depend on."""
     cosines: bool
     """Whether scores are cosines of dense vectors, comparable with a threshold."""
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embed_data.align.request import AlignRequest
 
 SAME = 0.5
-"""Of a component that is the same for all chunks of a document."""
+"""The score of a component that is the same for all chunks of a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -81,7 +81,7 @@ def _scaled(values: Mapping[int, float | None], how: str) -> dict[int, float | N
 
 
 def _shortened(score: float, tokens: int, enough: int) -> float:
-    """In proportion to the tokens that are missing; a score below 0 gets larger, for worse is what is meant."""
+    """The score lowered in proportion to the missing tokens; a negative score is multiplied instead of divided."""
     if not enough or tokens >= enough:
         return score
     share = max(1, tokens) / enough

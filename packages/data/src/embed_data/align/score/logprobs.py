@@ -33,7 +33,7 @@ class LogProbs(Protocol):
     max_length: int
     """Tokens of a prompt and its continuation, at most."""
     digest: str
-    """Of everything that its numbers depend on."""
+    """A digest of everything that its numbers depend on."""
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[float] | str]:
         """For each prompt ``log p`` (nats) of every token of its target, or a text that says why there is none."""

@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VERSION = 1
-"""Of the wording: part of the name of what is kept on disk."""
+"""The version of the wording: part of the name of what is kept on disk."""
 FORWARD_TASK = (
     "Answer the question in one phrase or one sentence, by the context alone. "
     'Say "unanswerable" if the context does not support an answer.\n\nContext: '

@@ -63,7 +63,7 @@ class Aligned:
         return AlignedDocument(key, chunks, questions)
 
     def digest(self) -> str:
-        """Of both files."""
+        """A digest of both files."""
         return blake2b((self._scored.digest() + self._chunks.digest()).encode(), digest_size=16).hexdigest()
 
     def _question(self, number: int, numbers: Mapping[str, int]) -> AlignedQuestion:

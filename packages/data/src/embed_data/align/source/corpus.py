@@ -73,7 +73,7 @@ class ChunkedCorpus:
         return str(self._documents[document]["doc_id"])
 
     def chunks(self, document: int) -> list[Chunk]:
-        """In their order in the document."""
+        """The chunks of a document, in their order."""
         return [Chunk(one["id"], one["text"], one["tokens"]) for one in self._documents[document]["chunks"]]
 
     def asked(self, number: int) -> Asked:

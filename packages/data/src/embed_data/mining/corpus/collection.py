@@ -78,7 +78,7 @@ class Collection:
         return frozenset(n for other in self._queries[identity(query)] for n in self._positives[other])
 
     def digest(self) -> str:
-        """Of the corpus; the rows have their own."""
+        """A digest of the corpus; the rows have their own."""
         return self._corpus.digest() if self._corpus is not None else "rows"
 
     def _take_corpus(self) -> None:
@@ -155,7 +155,7 @@ class CorpusFile:
         return self._file.read(index)[1]
 
     def digest(self) -> str:
-        """Of the file's bytes."""
+        """A digest of the file's bytes."""
         return self._file.digest()
 
 

@@ -56,7 +56,7 @@ class InPlace:
         return self._file[index], self._file.place(index)
 
     def digest(self) -> str:
-        """Of the file's bytes."""
+        """A digest of the file's bytes."""
         return self._file.digest()
 
 
@@ -86,7 +86,7 @@ class Copied:
         return copied["value"], self._place(copied["line"])
 
     def digest(self) -> str:
-        """Of the copy's bytes."""
+        """A digest of the copy's bytes."""
         return self._file.digest()
 
     def _write(self, folder: Path) -> Mapping[str, Any]:

@@ -65,7 +65,7 @@ def open_rows(
 
 
 def rows_in_place(path: Path) -> Rows:
-    """The same of what is read without a copy: ``.jsonl`` and ``.json`` files and BEIR folders. Raises DataError."""
+    """Open rows that are read without a copy: ``.jsonl``, ``.json`` and BEIR folders. Raises DataError."""
     checked_path(path)
     if beir.is_beir(path):
         return JudgedRows(path, None)
@@ -102,7 +102,7 @@ class FileRows:
         return MiningRow(parse_row(data, place), answers_of(data, place), data)
 
     def digest(self) -> str:
-        """Of the files."""
+        """A digest of the files."""
         return blake2b("".join(file.digest() for file in self._files).encode(), digest_size=16).hexdigest()
 
 
@@ -125,7 +125,7 @@ class JudgedRows:
         return MiningRow(parse_row(data, judged.place), answers, data)
 
     def digest(self) -> str:
-        """Of the three files' bytes."""
+        """A digest of the three files' bytes."""
         return self._rows.digest()
 
 

@@ -48,7 +48,7 @@ class Dense:
         return [Ranked(unpack(keys_K), _scores(keys_K)) for keys_K in top.keys_QK.cpu()]
 
     def pairs(self, rows: Sequence[int], documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The same scores as of the search, up to the rounding of a product of another shape."""
+        """The scores of the search for given pairs, up to the rounding of a product of another shape."""
         queries = self._queries(rows)
         distinct = sorted({n for wanted in documents for n in wanted})
         if not distinct:
@@ -74,7 +74,7 @@ class Dense:
 
 
 class Faiss(Dense):
-    """The same with an index from :func:`build_faiss` in place of the exact search; scores are exact all the same."""
+    """Searches by an index from :func:`build_faiss`; the scores of what it finds are exact."""
 
     def __init__(self, rows: Rows, collection: Collection, encoder: TextEncoder, shards: Shards, folder: Path) -> None:
         super().__init__(rows, collection, encoder, shards)

@@ -26,7 +26,7 @@ class Judges:
     ) -> None:
         self._request, self._rows, self._collection, self._ranks = request, rows, collection, ranks
         self.digests: dict[str, str] = {}
-        """Of the weights, for the plan."""
+        """Digests of the models' weights, for the plan."""
         self._searches = request.by != "scores" and not (request.audit and (request.teacher or request.cross_encoder))
         """Whether `by` ranks: scores do not, and an audit by another judge has no use for it."""
         if request.by == "bm25" and self._searches:

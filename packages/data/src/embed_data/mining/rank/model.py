@@ -119,7 +119,7 @@ def _dtype(precision: str) -> Any:
 
 
 def weights_digest(module: Any, precision: str) -> str:
-    """Of the weights themselves: another training into the same directory is another model."""
+    """A digest of the weights themselves: another training into the same directory is another model."""
     import torch
 
     hasher = blake2b(precision.encode(), digest_size=16)
