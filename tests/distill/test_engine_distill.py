@@ -4,6 +4,7 @@ teacher."""
 from __future__ import annotations
 
 import json
+import re
 import signal
 import sys
 from collections.abc import Callable
@@ -174,6 +175,7 @@ def test_the_embedded_teacher_is_trained_once(embed: Callable[..., str], rows: P
         run += ["--set", setting]
     first = embed(*run, "--max-steps", "2")
     assert first.count("training the embedded teacher first") == 1
+    assert re.search(r"embedded teacher: step (\d+) of \1, loss \d", first), "its training says how far it is"
     kept = list((tmp_path / "cache" / "trained").iterdir())
     assert [path.name for path in kept if path.name.startswith(".")] == [], "no run is left over"
     assert (kept[0] / "config.json").is_file()
