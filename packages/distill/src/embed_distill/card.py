@@ -1,4 +1,4 @@
-"""What a distilled model's card says besides the facts of the run."""
+"""Sections of a distilled model's card that the core's card does not have."""
 
 from __future__ import annotations
 
@@ -37,9 +37,9 @@ print(model.similarity(queries, documents))
 
 
 def innermost(card: RunCard) -> str:
-    """What the student started from: the model inside all wrappers."""
+    """The model that the student started from: the one inside all wrappers."""
     model: Any = card.config.get("model", {})
-    if "inner" not in model:  # a model that the caller built
+    if "inner" not in model:  # the caller built the model, so the config has no nesting to follow
         return card.base_model
     while "inner" in model:
         model = model["inner"]
@@ -47,7 +47,7 @@ def innermost(card: RunCard) -> str:
 
 
 def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Layer]) -> None:
-    """A section that says in whose space the vectors lie."""
+    """Append a section that says in whose vector space the student's vectors lie."""
     from embed_distill.models.projection import described
 
     aligned = alignment == "teacher-aligned"
@@ -57,7 +57,7 @@ def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Lay
 
 
 def append_router(directory: Path, folder: str) -> None:
-    """A section on the model of student and teacher."""
+    """Append a section on the router model, which encodes queries with the student and documents with the teacher."""
     _append(directory, _ROUTER.format(folder=folder))
 
 

@@ -1,4 +1,4 @@
-"""``embed teacher build | stats | verify | gc``: the vectors of teachers, without training. Imports nothing heavy."""
+"""The commands ``embed teacher build | stats | verify | gc`` of the teacher store. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def build(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
 ) -> None:
-    """Compute what the store lacks of a run's texts, or of a file's. Killed, the same command goes on."""
+    """Precompute the teacher vectors that the store lacks, of a run's or a file's texts. Run it again after a kill."""
     from embed_distill.build_command import BuildRequest, execute
 
     request = BuildRequest(
@@ -63,7 +63,7 @@ def build(
 
 @app.command()
 def stats(store: Store = None, teacher: Names = None, json_: Json = False) -> None:
-    """What is in the store: teachers, vectors, bytes, last use."""
+    """Show what the store holds: teachers, vectors, bytes, last use."""
     from embed_distill.store.inventory import kept
 
     root = _root(store)
@@ -133,7 +133,7 @@ def gc(
 
 
 def _root(store: str | None) -> Path:
-    """Raises DataError where there is no store."""
+    """The store's folder. Raises DataError where it does not exist."""
     from embed_core.config.context import cache_root
     from embed_distill.store.inventory import store_root
 

@@ -1,4 +1,4 @@
-"""The vectors of one teacher: a folder of :mod:`segments <embed_distill.store.segment>`."""
+"""The vectors of one teacher, kept in a folder of :mod:`segments <embed_distill.store.segment>`."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ FACTS = "teacher.json"
 
 
 class VectorStore:
-    """``get`` and ``put`` of vectors by key. Safe in threads, and for any number of processes at once.
+    """Gets and puts vectors by key. It is safe for threads and for any number of processes at once.
 
-    A file is there whole or not at all, so a process may be killed at any time. An entry whose checksum is wrong counts
-    as missing: whoever asked computes it again and puts it beside. Raises DataError where the folder cannot be written.
+    A file is there whole or not at all, so a process may be killed at any time. An entry with a wrong checksum counts
+    as missing: the caller computes it again and adds it. Raises DataError where the folder cannot be written.
     """
 
     def __init__(self, folder: Path, dtype: Dtype, facts: Mapping[str, Any], announce: Announce) -> None:
-        """``facts`` say for people whose vectors these are."""
+        """``facts`` describe the teacher, for people who look into the folder."""
         self.folder, self.dtype, self._announce = folder, dtype, announce
         self.damaged = 0
-        """Entries and files that were found damaged."""
+        """Number of entries and files that were found damaged."""
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
         self._told: set[object] = set()
@@ -56,13 +56,13 @@ class VectorStore:
             ) from None
 
     def __len__(self) -> int:
-        """Entries of all files; one that is in two of them counts twice."""
+        """Number of entries in all files; an entry in two files counts twice."""
         with self._lock:
             self._look()
             return sum(one.count for one in self._segments.values())
 
     def get(self, keys_N2: Keys) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-        """Vectors fp32 ``[N, W]`` and which of the keys were found; the others' rows are 0. ``None`` where none was."""
+        """Vectors fp32 ``[N, W]`` (None if no key is found) and which keys were found; the rows of others are 0."""
         with self._lock:
             self._look()
             vectors_NW: NDArray[np.float32] | None = None
@@ -87,7 +87,7 @@ class VectorStore:
             return (vectors_NW if found_N.any() else None), found_N
 
     def has(self, keys_N2: Keys) -> NDArray[np.bool_]:
-        """Which keys are there, without looking at their vectors."""
+        """Which keys are present; their vectors are not checked."""
         with self._lock:
             self._look()
             here_N = np.zeros(len(keys_N2), dtype=np.bool_)
@@ -97,11 +97,11 @@ class VectorStore:
             return here_N
 
     def put(self, keys_N2: Keys, vectors_NW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Keep vectors, as one new file; returns them as :meth:`get` will give them."""
+        """Store vectors as one new file; returns them as :meth:`get` would."""
         records_N = encoded(keys_N2, vectors_NW, self.dtype)
         with self._lock:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)  # `embed teacher gc` may have taken it away
+                self.folder.mkdir(parents=True, exist_ok=True)  # `embed teacher gc` may have removed it
                 path = write_segment(self.folder, keys_N2, records_N, self.dtype)
                 self._segments[path.name] = Segment(path)
                 small = sum(one.bytes < (1 << 20) for one in self._segments.values())
@@ -115,12 +115,12 @@ class VectorStore:
         return decoded(records_N)
 
     def compact(self) -> None:
-        """Join small files, at the end of a build."""
+        """Join small files at the end of a build."""
         with self._lock:
             compact(self.folder)
 
     def _look(self) -> None:
-        """Take note of files that have come and gone."""
+        """Notice files that were added or removed since the last call."""
         try:
             changed = os.stat(self.folder).st_mtime_ns
         except FileNotFoundError:
@@ -147,7 +147,7 @@ class VectorStore:
         self._seen = changed
 
     def _by_size(self) -> list[Segment]:
-        """Small ones first: an entry that was computed again is in a smaller file than its damaged one."""
+        """Segments, small ones first: a recomputed entry is in a smaller file than its damaged original."""
         return sorted(self._segments.values(), key=lambda one: (one.count, one.name))
 
     def _tell(self, one: Segment, positions: NDArray[np.int64]) -> None:
