@@ -43,7 +43,7 @@ def run(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
-    sanity: Annotated[bool, typer.Option("--sanity", help="The same recipe in miniature, in seconds.")] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Run a miniature of the recipe, in seconds.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output-dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output-dir.")] = False,
@@ -69,7 +69,7 @@ def run(
     )
 
 
-Phase = Annotated[str | None, typer.Option(help="Of a run with phases: which one; default: the first.")]
+Phase = Annotated[str | None, typer.Option(help="Phase of a run with several; default: the first.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")]
 
 
@@ -80,10 +80,10 @@ def explain(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
-    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the run: who encodes what, in which chunks.")] = 1,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
-    json_: Annotated[bool, typer.Option("--json", help="For machines.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the run; they decide who encodes what.")] = 1,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Use the run's --sanity version.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Show whole texts.")] = False,
+    json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the exact batch of a step, without the steps before it: rows, texts, tokens, chunks."""
     from embed_cli.explain_command import ExplainRequest, execute
@@ -102,9 +102,9 @@ def prove(
     phase: Phase = None,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine and compare with one.")] = 2,
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to compare.")] = 2,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Use the run's --sanity version.")] = False,
 ) -> None:
-    """Compare this run's loss and gradient, chunked, cached, on several ranks, at every ZeRO stage; 1 on FAIL."""
+    """Compare this run's loss and gradient: chunked, cached, on several ranks, at every ZeRO stage; exits 1 on FAIL."""
     from embed_cli.prove_command import ProveRequest, execute
     from embed_cli.run_command import RunRequest
 
@@ -119,14 +119,14 @@ def plan(
     set_: Overrides = None,
     seed: Seed = None,
     device: Annotated[str | None, typer.Option(help="h200, a100, rtx4090, cpu, …; default: this machine's.")] = None,
-    zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="Instead of the config's.")] = None,
+    zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage instead of the config's.")] = None,
     phase: Phase = None,
     ranks: Annotated[int, typer.Option(min=1, help="Devices to share the run.")] = 1,
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to look at.")] = 4,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Of the run in miniature.")] = False,
-    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="As JSON, too; - for stdout.")] = None,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Use the run's --sanity version.")] = False,
+    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON too; - for stdout.")] = None,
 ) -> None:
-    """Tell what a run takes: memory by part, the largest chunk, FLOPs, tokens/s, padding, truncation, time."""
+    """Estimate what a run takes: memory by part, the largest chunk, FLOPs, tokens/s, padding, truncation, time."""
     from embed_cli.plan_command import PlanCommand, execute
     from embed_cli.run_command import RunRequest
 
@@ -148,7 +148,7 @@ def plugins(plugin: PluginNames = None) -> None:
 @app.command()
 def schema(
     plugin: PluginNames = None,
-    recipe: Annotated[bool, typer.Option("--recipe", help="Of the first plugin's recipe instead of a run.")] = False,
+    recipe: Annotated[bool, typer.Option("--recipe", help="Schema of the first plugin's recipe.")] = False,
 ) -> None:
     """Print the JSON schema of a run's config, or of a recipe's, for editors and checks."""
     import json
@@ -181,7 +181,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
-    """``--local_rank`` is what the deepspeed launcher puts before our own arguments; it sets LOCAL_RANK as well."""
+    """``--local_rank`` comes from the deepspeed launcher, before the user's arguments; it sets LOCAL_RANK as well."""
     if local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
@@ -190,9 +190,9 @@ BUILT_IN = ("run", "explain", "prove", "plan", "plugins", "schema")
 
 
 def add_plugin_commands(arguments: list[str]) -> None:
-    """Let installed plugins add commands, where the command line may mean one of them.
+    """Let installed plugins add their commands, unless the command line names a built-in one.
 
-    A plugin that cannot be imported costs its own commands only; a line on stderr says so.
+    A plugin that cannot be imported only loses its own commands; a line on stderr says so.
     """
     words = [argument for argument in arguments if not argument.startswith("-")]
     if (words and words[0] in BUILT_IN) or arguments[:1] == ["--version"]:
@@ -211,7 +211,7 @@ def add_plugin_commands(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Entry point of the ``embed`` command: user errors are one line each and exit code 2."""
+    """Entry point of the ``embed`` command: a user error is one line on stderr and exit code 2."""
     try:
         add_plugin_commands(sys.argv[1:])
         app()

@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Teacher vectors: computed once, kept in a store.", no_args_is_help=True)
 
 Store = Annotated[
-    str | None, typer.Option("--store", metavar="DIR", help="The store; default: teachers in $EMBED_CACHE.")
+    str | None, typer.Option("--store", metavar="DIR", help="Folder of the store; default: teachers in $EMBED_CACHE.")
 ]
 Names = Annotated[
-    list[str] | None, typer.Option("--teacher", "-t", help="Only this one, by its name or its folder's. Repeatable.")
+    list[str] | None, typer.Option("--teacher", "-t", help="Only this teacher, by name or folder. Repeatable.")
 ]
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
 def build(
     context: typer.Context,
     plugin: Annotated[
-        list[str] | None, typer.Option("--plugin", "-p", help="As of embed run: whose data is used.")
+        list[str] | None, typer.Option("--plugin", "-p", help="As in embed run; its data is used.")
     ] = None,
-    config: Annotated[str | None, typer.Option("--config", "-c", help="As of embed run.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run.")] = None,
+    config: Annotated[str | None, typer.Option("--config", "-c", help="As in embed run.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As in embed run.")] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="Instead of a run's data: one text a line, or JSONL with `text`.")
+        Path | None, typer.Option(help="Texts to use instead of a run's: one a line, or JSONL with `text`.")
     ] = None,
-    role: Annotated[str, typer.Option(help="What --texts are: passage or query.")] = "passage",
+    role: Annotated[str, typer.Option(help="Role of --texts: passage or query.")] = "passage",
     teacher: Annotated[
         list[str] | None,
         typer.Option("--teacher", "-t", help="A model directory or hub name; default: the run's. Repeatable."),
@@ -88,7 +88,7 @@ def stats(store: Store = None, teacher: Names = None, json_: Json = False) -> No
 def verify(
     store: Store = None,
     teacher: Names = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Drop what is damaged: it is computed again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove damaged vectors: they are computed again.")] = False,
 ) -> None:
     """Check every vector against its checksum."""
     from embed_distill.store.inventory import kept
@@ -112,11 +112,11 @@ def verify(
 @app.command()
 def gc(
     store: Store = None,
-    unused_days: Annotated[float | None, typer.Option(min=0, help="Files that no run has read for so long go.")] = None,
+    unused_days: Annotated[float | None, typer.Option(min=0, help="Remove files not read for so long.")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="All teachers but this one go, by its name or folder. Repeatable.")
+        list[str] | None, typer.Option(help="Remove all teachers but this one (name or folder). Repeatable.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
 ) -> None:
     """Remove vectors: those not used for some days, or those of other teachers."""
     from embed_core.errors import ConfigError

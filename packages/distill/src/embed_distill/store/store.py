@@ -42,7 +42,7 @@ class VectorStore:
         """Number of entries and files that were found damaged."""
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
-        self._told: set[object] = set()
+        self._reported: set[object] = set()
         self._used: set[str] = set()
         self._seen: int | None = None
         try:
@@ -76,7 +76,7 @@ class VectorStore:
                 if not len(left):
                     continue
                 some, right = one.read(at)
-                self._tell(one, at[~right])
+                self._report_damaged(one, at[~right])
                 if vectors_NW is None:
                     vectors_NW = np.zeros((len(keys_N2), one.width), dtype=np.float32)
                 vectors_NW[left[right]] = some[right]
@@ -137,8 +137,8 @@ class VectorStore:
             except FileNotFoundError:
                 continue
             except DamagedError as error:
-                if name not in self._told:
-                    self._told.add(name)
+                if name not in self._reported:
+                    self._reported.add(name)
                     self.damaged += 1
                     self._announce(
                         f"teacher store: {self.folder / name}: damaged ({error}): its vectors are computed again "
@@ -150,10 +150,10 @@ class VectorStore:
         """Segments, small ones first: a recomputed entry is in a smaller file than its damaged original."""
         return sorted(self._segments.values(), key=lambda one: (one.count, one.name))
 
-    def _tell(self, one: Segment, positions: NDArray[np.int64]) -> None:
-        new = {(one.name, int(at)) for at in positions} - self._told
+    def _report_damaged(self, one: Segment, positions: NDArray[np.int64]) -> None:
+        new = {(one.name, int(at)) for at in positions} - self._reported
         if new:
-            self._told |= new
+            self._reported |= new
             self.damaged += len(new)
             count = (
                 "1 vector has a wrong checksum: it is"

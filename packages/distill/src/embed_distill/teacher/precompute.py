@@ -92,13 +92,13 @@ def _examined(dataset: Dataset, source: Source, context: BuildContext, clock: Ca
 def _compute(
     listing: Listing, source: Source, own: set[int], context: BuildContext, clock: Callable[[], float]
 ) -> None:
-    began = told = clock()
+    began = last_line = clock()
     before = source.computed
     for done, block in enumerate(listing.blocks(BLOCK, own), start=1):
         source.compute(block)
         now = clock()
-        if now - told >= EVERY_SECONDS:
-            told = now
+        if now - last_line >= EVERY_SECONDS:
+            last_line = now
             rate = (source.computed - before) / max(now - began, 1e-9)
             context.announce(
                 f"teacher: {done} of {len(own)} blocks of {BLOCK:,} texts are done, {rate:,.0f} vectors/s on each rank"

@@ -65,8 +65,8 @@ class TwoTowers(nn.Module):
         """
         pictures, texts = [picture_of(item) for item in items], [text_of(item) for item in items]
         pixels = iter(self.pictures.read([one for one in pictures if one is not None]))
-        told = [(text, prompt) for text, prompt in zip(texts, prompts, strict=True) if text is not None]
-        tokens = iter(self.texts.encode([text for text, _ in told], role, [prompt for _, prompt in told]))
+        prompted = [(text, prompt) for text, prompt in zip(texts, prompts, strict=True) if text is not None]
+        tokens = iter(self.texts.encode([text for text, _ in prompted], role, [prompt for _, prompt in prompted]))
         return [
             self._encoded(
                 next(tokens) if text is not None else None, picture, next(pixels) if picture is not None else None

@@ -61,8 +61,8 @@ class VlmModel(nn.Module):
 
         Raises DataError for a picture that cannot be read and for an item of another kind.
         """
-        told = zip(items, prompts, strict=True)
-        chats = [self.chat.of(text_of(item), picture_of(item) is not None, role, prompt) for item, prompt in told]
+        prompted = zip(items, prompts, strict=True)
+        chats = [self.chat.of(text_of(item), picture_of(item) is not None, role, prompt) for item, prompt in prompted]
         pictures = [(picture, chat) for item, chat in zip(items, chats, strict=True) if (picture := picture_of(item))]
         read = iter(self.pictures.read([one for one, _ in pictures], [chat for _, chat in pictures]))
         plain = iter(self.chat.tokens([c for item, c in zip(items, chats, strict=True) if picture_of(item) is None]))
