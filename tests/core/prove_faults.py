@@ -1,4 +1,4 @@
-"""Run in place of the worker of `embed prove` by test_prove.py: hello with dropout, and faults in four variants."""
+"""Run in place of the worker of `embed prove` by its test: hello with dropout, and faults in four variants."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ from unittest.mock import patch
 
 import torch
 
+from embed_core.batch.chunks import Chunks
 from embed_core.distributed import collectives
 from embed_core.embeddings import detach
 from embed_core.inspection.prove import worker
 from embed_core.losses import tiled_cross_entropy
-from embed_core.train.step import Chunks
 from embed_hello.config import HelloModelConfig
 
 build, forward, gather_rows = HelloModelConfig.build, Chunks.forward, collectives.gather_rows

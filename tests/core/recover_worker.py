@@ -1,4 +1,4 @@
-"""Run as a process per rank by test_engine_recover.py: whole runs with planted faults, one after another."""
+"""Run as a process per rank by test_zero_reset.py: whole runs with planted faults, one after another."""
 
 from __future__ import annotations
 

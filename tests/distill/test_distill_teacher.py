@@ -26,7 +26,7 @@ from embed_distill.datasets.with_teacher import WithTeacher, with_teacher
 from embed_distill.teacher.cached import Source, Sources
 from embed_distill.teacher.config import TeacherConfig
 from embed_distill.teacher.fingerprint import content_of, identify
-from embed_distill.teacher.local import Teacher
+from embed_distill.teacher.local import LocalTeacher
 
 TEXTS = ("Where does the heron live?", "a", "The heron lives near the river. " * 9, "")
 
@@ -57,7 +57,7 @@ def test_vectors_are_those_of_sentence_transformers(teacher: Config, tiny: Path,
 
     reference = SentenceTransformer(str(tiny / "teacher"), device="cpu")
     config = teacher(max_length=64)
-    ours = Teacher(config, identify(config, context.cache_dir, context), context)
+    ours = LocalTeacher(config, identify(config, context.cache_dir, context), context)
     found = ours.vectors([(text, "query") for text in TEXTS] + [(text, "passage") for text in TEXTS])
     expected = [reference.encode(list(TEXTS), prompt_name=name) for name in ("query", "document")]
     np.testing.assert_allclose(found, np.concatenate(expected), atol=1e-5)
@@ -65,7 +65,7 @@ def test_vectors_are_those_of_sentence_transformers(teacher: Config, tiny: Path,
 
 def test_kept_vectors_are_of_unit_length_and_close(teacher: Config, context: BuildContext) -> None:
     config = teacher()
-    exact = Teacher(config, identify(config, context.cache_dir, context), context).vectors(
+    exact = LocalTeacher(config, identify(config, context.cache_dir, context), context).vectors(
         [(t, "query") for t in TEXTS]
     )
     for dtype in ("fp16", "int8"):
@@ -94,7 +94,7 @@ def test_two_teachers_stand_side_by_side(teacher: Config, tiny: Path, context: B
 def test_every_row_gets_the_vectors_of_its_own_texts(teacher: Config, context: BuildContext) -> None:
     dataset = taught(context, teacher())
     config = teacher()
-    exact = Teacher(config, identify(config, context.cache_dir, context), context)
+    exact = LocalTeacher(config, identify(config, context.cache_dir, context), context)
     for one in drawn(dataset)[:5]:
         assert one.query_vector is not None
         assert one.passage_vectors is not None
@@ -117,7 +117,7 @@ def test_the_second_epoch_and_the_second_run_compute_nothing(
     def loaded(*_: object) -> None:
         raise AssertionError("the teacher was loaded")
 
-    monkeypatch.setattr(Teacher, "__init__", loaded)
+    monkeypatch.setattr(LocalTeacher, "__init__", loaded)
     second = taught(context, teacher())
     assert lines[-1].startswith(f"teacher: {texts} vectors from the store, 0 computed: ")
     assert all(same(drawn(second, epoch), whole[epoch]) for epoch in (0, 1))

@@ -1,4 +1,4 @@
-"""The display of a run: live on a terminal, plain lines elsewhere.
+"""Displays a run while it trains: live on a terminal, in plain lines elsewhere. Both are observers.
 
 Displays are no part of the loop: like a plugin's observers, they are registered and get the events of steps and end.
 """

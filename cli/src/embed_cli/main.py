@@ -69,7 +69,7 @@ def run(
     )
 
 
-Phase = Annotated[str | None, typer.Option(help="Phase of a run with several; default: the first.")]
+Phase = Annotated[str | None, typer.Option(help="The phase to look at, in a run that has some; default: the first.")]
 Seed = Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")]
 
 
@@ -80,9 +80,9 @@ def explain(
     config: ConfigFile = None,
     set_: Overrides = None,
     seed: Seed = None,
-    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the run; they decide who encodes what.")] = 1,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Use the run's --sanity version.")] = False,
-    full: Annotated[bool, typer.Option("--full", help="Show whole texts.")] = False,
+    nproc: Annotated[int, typer.Option(min=1, help="Ranks of the run: who encodes what, in which chunks.")] = 1,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Use the --sanity version of the run.")] = False,
+    full: Annotated[bool, typer.Option("--full", help="Whole texts.")] = False,
     json_: Annotated[bool, typer.Option("--json", help="Print JSON.")] = False,
 ) -> None:
     """Print the exact batch of a step, without the steps before it: rows, texts, tokens, chunks."""
@@ -102,7 +102,7 @@ def prove(
     phase: Phase = None,
     ranks: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine and compare with one.")] = 2,
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to compare.")] = 2,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Use the run's --sanity version.")] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Use the --sanity version of the run.")] = False,
 ) -> None:
     """Compare this run's loss and gradient: chunked, cached, on several ranks, at every ZeRO stage; exits 1 on FAIL."""
     from embed_cli.prove_command import ProveRequest, execute
@@ -119,12 +119,12 @@ def plan(
     set_: Overrides = None,
     seed: Seed = None,
     device: Annotated[str | None, typer.Option(help="h200, a100, rtx4090, cpu, …; default: this machine's.")] = None,
-    zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage instead of the config's.")] = None,
+    zero_stage: Annotated[int | None, typer.Option(min=0, max=3, help="ZeRO stage, instead of the config's.")] = None,
     phase: Phase = None,
     ranks: Annotated[int, typer.Option(min=1, help="Devices to share the run.")] = 1,
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to look at.")] = 4,
-    sanity: Annotated[bool, typer.Option("--sanity", help="Use the run's --sanity version.")] = False,
-    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON too; - for stdout.")] = None,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Use the --sanity version of the run.")] = False,
+    json_: Annotated[str | None, typer.Option("--json", metavar="FILE", help="Write JSON, too; - is stdout.")] = None,
 ) -> None:
     """Estimate what a run takes: memory by part, the largest chunk, FLOPs, tokens/s, padding, truncation, time."""
     from embed_cli.plan_command import PlanCommand, execute
@@ -148,7 +148,9 @@ def plugins(plugin: PluginNames = None) -> None:
 @app.command()
 def schema(
     plugin: PluginNames = None,
-    recipe: Annotated[bool, typer.Option("--recipe", help="Schema of the first plugin's recipe.")] = False,
+    recipe: Annotated[
+        bool, typer.Option("--recipe", help="Print the schema of the first plugin's recipe instead of a run's.")
+    ] = False,
 ) -> None:
     """Print the JSON schema of a run's config, or of a recipe's, for editors and checks."""
     import json

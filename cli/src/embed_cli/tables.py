@@ -1,4 +1,4 @@
-"""The tables of a run's evaluations: one per evaluator, scoring ways down, measures across, before → after."""
+"""Tables of what a run changed: one per evaluator, ways of scoring down, measures across, before → after."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recipe's keys default to, by kind of model."""
+"""Defaults of the recipe's keys, for models from scratch and for loaded ones."""
 
 from __future__ import annotations
 

@@ -16,7 +16,8 @@ from torch.nn import functional
 
 from embed_bge.config import BGEM3ModelConfig
 from embed_core.embeddings import offsets_of
-from embed_core.errors import CheckpointError, ConfigError, did_you_mean
+from embed_core.errors import ConfigError, did_you_mean
+from embed_core.models.hub import check_fit, positions
 from embed_core.protocols import Announce
 from embed_core.text.pooling import Pooling, at_least_float32
 from embed_core.text.prompts import Prompt
@@ -81,7 +82,8 @@ class BGEM3Model(TokenizesTexts, nn.Module):
                 "without: build it with unified_finetuning=True"
             )
         tokenizer = tokenizer if tokenizer is not None else self.tokenizer
-        _check_fit(config, self.encoder, tokenizer)
+        lengths = {key: getattr(config, key) for key in ("query_max_len", "passage_max_len")}
+        check_fit(config.name_or_path, lengths, self.encoder, tokenizer)
         self.config = config
         self.scores = ALL_SCORES if config.unified_finetuning else DENSE_SCORES
         self.tokenizer = tokenizer
@@ -151,7 +153,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
     def max_length(self) -> int:
         """Tokens at which clients of the exported model truncate: what the tokenizer says, never less than trained."""
         trained = max(self.config.query_max_len, self.config.passage_max_len)
-        return min(max(int(self.tokenizer.model_max_length), trained), positions(self.encoder))
+        return min(max(int(self.tokenizer.model_max_length), trained), positions(self.encoder) or trained)
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -171,26 +173,3 @@ def _config(**options: Any) -> BGEM3ModelConfig:
     except ValidationError as error:
         faults = [f"{'.'.join(map(str, fault['loc']))}: {fault['msg']}".lstrip(": ") for fault in error.errors()]
         raise ConfigError(f"BGEM3Model: {'; '.join(faults)}") from None
-
-
-def _check_fit(config: BGEM3ModelConfig, encoder: Any, tokenizer: Any) -> None:
-    """Raises for texts or ids that the encoder has no embeddings for: PyTorch would only say that an index is wrong."""
-    room = positions(encoder)
-    for key in ("query_max_len", "passage_max_len"):
-        if getattr(config, key) > room:
-            raise ConfigError(
-                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
-                f"positions for: set it to {room} or less"
-            )
-    if len(tokenizer) > encoder.config.vocab_size:
-        raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} ids, the encoder of {config.name_or_path!r} embeddings for "
-            f"{encoder.config.vocab_size}: use the tokenizer that was saved with the model"
-        )
-
-
-def positions(encoder: Any) -> int:
-    """Tokens that the encoder has position embeddings for; RoBERTa's start after the padding id."""
-    config = encoder.config
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
-    return int(config.max_position_embeddings) - offset

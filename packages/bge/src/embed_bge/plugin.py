@@ -1,4 +1,4 @@
-"""What ``embed-bge`` registers."""
+"""Registers the components of ``embed-bge``."""
 
 from __future__ import annotations
 

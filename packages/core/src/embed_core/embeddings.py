@@ -40,7 +40,7 @@ def offsets_of(lengths_N: Tensor) -> Tensor:
 
 
 def ragged_index(offsets_N1: Tensor, index_M: Tensor) -> tuple[Tensor, Tensor]:
-    """Where the elements of the picked rows lie: (flat positions [K], offsets [M+1] of the picked rows).
+    """Find the elements of the picked rows: (flat positions [K], offsets [M+1] of the picked rows).
 
     ``flat[positions_K]`` holds the elements of row ``index_M[0]``, then those of ``index_M[1]``, and so on.
     """

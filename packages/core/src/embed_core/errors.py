@@ -6,7 +6,7 @@ import difflib
 from collections.abc import Iterable
 from typing import Any
 
-__all__ = ["CheckpointError", "ConfigError", "DataError", "EmbedError", "PluginError", "did_you_mean"]
+__all__ = ["CheckpointError", "ConfigError", "DataError", "EmbedError", "PluginError", "did_you_mean", "json_type"]
 
 
 class EmbedError(ValueError):

@@ -38,13 +38,16 @@ __all__ = [
     "Encoder",
     "Evaluator",
     "ExportsOtherwise",
+    "KeepsRowsApart",
     "Loss",
     "Model",
     "PacksChunks",
     "PadsToMultiple",
     "Sampler",
+    "SamplesTexts",
     "SharesRows",
     "TakesOtherDense",
+    "keeps_rows_apart",
     "provides",
     "shares_rows",
 ]
@@ -183,6 +186,14 @@ class Dataset(Protocol):
         ...
 
 
+class SamplesTexts(Protocol):
+    """An option of a collection of texts, such as those of a Dataset: it draws a sample without reading all of them."""
+
+    def sample(self, max_characters: int) -> tuple[list[str], str]:
+        """The texts with the smallest hashes, up to ``max_characters`` in all, and a digest of all the texts."""
+        ...
+
+
 class CompletesExamples(Protocol):
     """An option of a Dataset: it adds to drawn rows what is cheaper for many rows than for one."""
 
@@ -193,7 +204,7 @@ class CompletesExamples(Protocol):
 
 
 class Encoder(Protocol):
-    """What an evaluator gets instead of the model: encodes on all ranks, no gradient, and knows the ways to score."""
+    """Given to an evaluator in place of the model: encodes on all ranks without gradient, knows the ways to score."""
 
     scores: Mapping[str, ScoreWeights]
     rank: int
@@ -255,7 +266,8 @@ def provides(component: object, protocol: type[Optional]) -> TypeGuard[Optional]
 
     ``isinstance`` would not do from Python 3.12 on: it overlooks the attributes that a wrapper delegates.
     """
-    declared = (vars(base).keys() | vars(base).get("__annotations__", {}).keys() for base in protocol.__mro__[:-3])
+    bases = [base for base in protocol.__mro__ if base.__module__ not in ("typing", "builtins")]
+    declared = (vars(base).keys() | vars(base).get("__annotations__", {}).keys() for base in bases)
     return all(hasattr(component, name) for names in declared for name in names if not name.startswith("_"))
 
 

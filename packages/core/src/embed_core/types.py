@@ -38,7 +38,7 @@ __all__ = [
 
 Role = Literal["query", "passage"]
 Item = Any
-"""What a dataset yields for one side of a pair: a text for text models; a plugin may define others (an image).
+"""One side of a pair as a dataset yields it: a text for text models; a plugin may define others (an image).
 
 An item that is no text has ``identity`` bytes, equal where items are the same (batches encode it once, losses know it
 again), and ``describe()``, one line for displays."""
@@ -86,7 +86,7 @@ class Encoded:
     length: int
     """Cost in tokens; chunks are cut by it."""
     data: Mapping[str, Any]
-    """What ``Model.collate`` needs, for text ``{"input_ids": [...]}``."""
+    """The input of ``Model.collate``, for text ``{"input_ids": [...]}``."""
 
 
 class SparseVectors(NamedTuple):
@@ -198,6 +198,6 @@ class RetrievalSet:
 
 
 ScoreWeights = Mapping[Literal["dense", "sparse", "multi"], float]
-"""How the kinds of score add up to one: ``{"dense": 1.0, "sparse": 0.3, "multi": 1.0}``."""
+"""Weights with which the kinds of score add up to one score: ``{"dense": 1.0, "sparse": 0.3, "multi": 1.0}``."""
 
 Texts = Sequence[Item]

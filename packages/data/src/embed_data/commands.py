@@ -17,7 +17,7 @@ TokenizerName = Annotated[
     str | None, typer.Option("--tokenizer", help="Model whose tokenizer counts tokens: a directory or a hub name.")
 ]
 MaxLength = Annotated[int | None, typer.Option("--max-length", min=1, help="Tokens at which the model truncates.")]
-Json = Annotated[bool, typer.Option("--json", help="For machines.")]
+Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
 
 @app.command()
@@ -29,12 +29,12 @@ def inspect(
     columns: Annotated[
         list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="query=question, pos=answer. Repeatable.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Instead of recognising it.")] = "auto",
+    format_: Annotated[str, typer.Option("--format", help="Format of the file, instead of recognising it.")] = "auto",
     header: Annotated[
         bool, typer.Option("--header/--no-header", help="Whether CSV and TSV name their columns.")
     ] = True,
-    split: Annotated[str | None, typer.Option(help="Of a BEIR folder or Hugging Face dataset.")] = None,
-    subset: Annotated[str | None, typer.Option(help="Of a Hugging Face dataset.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a BEIR folder or Hugging Face dataset.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset of a Hugging Face dataset.")] = None,
     tokenizer: TokenizerName = None,
     max_length: MaxLength = None,
     json_: Json = False,
@@ -62,7 +62,7 @@ def mix(
     path: Annotated[Path, typer.Argument(metavar="FILE", help="A dataset YAML, or a run's or recipe's config.")],
     tokenizer: TokenizerName = None,
     max_length: MaxLength = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of the rows drawn.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the rows drawn.")] = 42,
     json_: Json = False,
 ) -> None:
     """Read and draw as a run would; print per source what is read, used, repeated, dropped and why. No training."""

@@ -1,4 +1,4 @@
-"""What ``embed-data`` registers: dataset kinds, the loss that knows a mix's sources, a recipe, commands."""
+"""Registers the components of ``embed-data``: dataset kinds, the loss of a mix, a recipe, commands."""
 
 from __future__ import annotations
 

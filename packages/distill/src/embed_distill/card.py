@@ -1,13 +1,12 @@
-"""Sections of a distilled model's card that the core's card does not have."""
+"""Sections of a distilled model's card, besides the facts of the run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from embed_core.export.model_card import RunCard
     from embed_distill.models.config import Alignment
     from embed_distill.models.projection import Layer
 
@@ -34,16 +33,6 @@ documents = model.encode_document(["a passage", "another one"])
 print(model.similarity(queries, documents))
 ```
 """
-
-
-def innermost(card: RunCard) -> str:
-    """The model that the student started from: the one inside all wrappers."""
-    model: Any = card.config.get("model", {})
-    if "inner" not in model:  # the caller built the model, so the config has no nesting to follow
-        return card.base_model
-    while "inner" in model:
-        model = model["inner"]
-    return str(model.get("name_or_path", model["kind"]))
 
 
 def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Layer]) -> None:

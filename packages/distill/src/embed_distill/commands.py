@@ -27,14 +27,14 @@ Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 def build(
     context: typer.Context,
     plugin: Annotated[
-        list[str] | None, typer.Option("--plugin", "-p", help="As in embed run; its data is used.")
+        list[str] | None, typer.Option("--plugin", "-p", help="As in embed run: the run whose data is used.")
     ] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="As in embed run.")] = None,
     set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As in embed run.")] = None,
     texts: Annotated[
-        Path | None, typer.Option(help="Texts to use instead of a run's: one a line, or JSONL with `text`.")
+        Path | None, typer.Option(help="A file to use instead of a run's data: one text a line, or JSONL with `text`.")
     ] = None,
-    role: Annotated[str, typer.Option(help="Role of --texts: passage or query.")] = "passage",
+    role: Annotated[str, typer.Option(help="The role of --texts: passage or query.")] = "passage",
     teacher: Annotated[
         list[str] | None,
         typer.Option("--teacher", "-t", help="A model directory or hub name; default: the run's. Repeatable."),

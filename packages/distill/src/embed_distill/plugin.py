@@ -1,4 +1,4 @@
-"""The plugin ``embed-distill``: registers its components, recipe, add-on, commands and end-of-run hook."""
+"""Registers the components of ``embed-distill``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``embed-mrl`` registers."""
+"""Registers the components of ``embed-mrl``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What a stored vector takes. No torch: the report of a run reads it."""
+"""Bytes of a stored vector. Imports no torch, because the report of a run reads it."""
 
 from __future__ import annotations
 

@@ -12,7 +12,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embed_core.errors import CheckpointError, ConfigError
+from embed_core.errors import ConfigError
+from embed_core.models.hub import check_fit
 from embed_core.text.pooling import Pooling, at_least_float32
 from embed_core.text.prompts import Prompt
 from embed_core.text.tokenizer import TextTokenizer, TokenizesTexts
@@ -68,20 +69,9 @@ class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
 
 
 def _check_fit(config: Qwen3EmbeddingConfig, encoder: Any, tokenizer: Any) -> None:
-    """PyTorch would only say that an index is wrong, and a cut-off instruction would not be noticed at all."""
-    room = int(encoder.config.max_position_embeddings)
-    for key in ("query_max_length", "passage_max_length"):
-        if getattr(config, key) > room:
-            raise ConfigError(
-                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
-                f"positions for: set it to {room} or less"
-            )
-    rows = int(encoder.get_input_embeddings().weight.shape[0])
-    if len(tokenizer) > rows:
-        raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} ids, the model {config.name_or_path!r} embeddings for {rows}: "
-            "use the tokenizer that was saved with the model"
-        )
+    """Raises for texts or ids beyond the model's, and for an instruction that would be cut off unnoticed."""
+    lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
+    check_fit(config.name_or_path, lengths, encoder, tokenizer)
     bare = len(tokenizer.backend_tokenizer.encode(QueryPrompt(config.instruction).apply("")).ids)
     if bare >= config.query_max_length:
         raise ConfigError(

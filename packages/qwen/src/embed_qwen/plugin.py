@@ -1,4 +1,4 @@
-"""What ``embed-qwen`` registers."""
+"""Registers the components of ``embed-qwen``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recipe's keys stand for: defaults by kind of model, ms-swift's losses, the stages of the curriculum."""
+"""Meanings of the recipe's keys: defaults by kind of model, ms-swift's losses, the stages of the curriculum."""
 
 from __future__ import annotations
 

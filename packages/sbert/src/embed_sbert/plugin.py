@@ -1,4 +1,4 @@
-"""What ``embed-sbert`` registers."""
+"""Registers the components of ``embed-sbert``."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The plugin ``embed-vision``: registers its components, its recipe and its end-of-run hook."""
+"""Registers the components of ``embed-vision``."""
 
 from __future__ import annotations
 

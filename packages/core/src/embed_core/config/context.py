@@ -1,4 +1,4 @@
-"""What ``build`` gets: the run's facts, the ranks, and the dataset on demand."""
+"""The context that ``build`` gets: facts of the run, the ranks, and the dataset on demand."""
 
 from __future__ import annotations
 

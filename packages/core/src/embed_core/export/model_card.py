@@ -51,6 +51,16 @@ class RunCard:
     loss_state: Mapping[str, Any] = field(default_factory=dict)
     """Trained parameters of the loss by name (fp32 CPU tensors): a logit scale belongs into a CLIP checkpoint."""
 
+    @property
+    def innermost_model(self) -> str:
+        """The base model inside of everything that wraps it (adapters, projections)."""
+        model: Any = self.config.get("model", {})
+        if "inner" not in model:  # the caller built the model
+            return self.base_model
+        while "inner" in model:
+            model = model["inner"]
+        return str(model.get("name_or_path", model["kind"]))
+
 
 @dataclass(frozen=True, slots=True)
 class CardText:

@@ -47,7 +47,7 @@ class CrossEntropyTask(NamedTuple):
     positive_N: Tensor
     """int64 column of each row's positive; never masked."""
     false: FalseMask
-    """Which columns leave a row's softmax."""
+    """Marks the columns that leave a row's softmax."""
     temperature: float
     margin: float | None
     """Columns more similar than the positive + margin leave it too."""
@@ -59,9 +59,9 @@ class CrossEntropyResult(NamedTuple):
     loss_N: Tensor
     """``[N]`` cross-entropy of the positive among the columns that are not masked."""
     correct: Tensor
-    """How many rows have their positive as the most similar column (the first of equals); no gradient."""
+    """Number of rows that have their positive as the most similar column (the first of equals); no gradient."""
     masked: Tensor
-    """How many pairs of row and column were masked; no gradient."""
+    """Number of pairs of row and column that were masked; no gradient."""
 
 
 def tiled_cross_entropy(

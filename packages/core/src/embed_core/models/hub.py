@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from embed_core.errors import CheckpointError, did_you_mean
+from embed_core.errors import CheckpointError, ConfigError, did_you_mean
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.utils.logging import quiet_transformers
 
@@ -112,3 +113,34 @@ def _reason(error: BaseException) -> str:
     """Type and beginning of an error's message: those of transformers go on for paragraphs."""
     text = " ".join(str(error).split())
     return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"
+
+
+def positions(encoder: Any) -> int | None:
+    """Tokens that the encoder can tell apart; RoBERTa's positions start after the padding id. None = no limit known."""
+    config = encoder.config
+    room = getattr(config, "max_position_embeddings", None)
+    if room is None:
+        return None
+    offset = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
+    return int(room) - offset
+
+
+def check_fit(name: str, lengths: Mapping[str, int], encoder: Any, tokenizer: Any) -> None:
+    """Raise an error that names the setting, where PyTorch would only say that an index is out of range.
+
+    ``lengths`` are the config's maximum lengths by key. Raises ConfigError for one that is more than the positions of
+    the encoder, and CheckpointError for a tokenizer with more ids than it has embeddings for.
+    """
+    room = positions(encoder)
+    for key, length in lengths.items():
+        if room is not None and length > room:
+            raise ConfigError(
+                f"{key} {length} is more than the {room} tokens that {name!r} has positions for: "
+                f"set it to {room} or less"
+            )
+    rows = int(encoder.get_input_embeddings().weight.shape[0])
+    if len(tokenizer) > rows:
+        raise CheckpointError(
+            f"the tokenizer has {len(tokenizer)} ids, the encoder of {name!r} embeddings for {rows}: "
+            "use the tokenizer that was saved with the model"
+        )

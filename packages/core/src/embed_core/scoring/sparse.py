@@ -59,7 +59,7 @@ class _Passages(NamedTuple):
     start: int
     stop: int
     entry_K: Tensor
-    """Which flat entries of the passages."""
+    """Index of these entries among all flat entries of the passages."""
     place_K: Tensor
     """Flat place of each such entry in ``weights_PU``."""
     weights_PU: Tensor

@@ -106,7 +106,7 @@ def leaves(batch: Batch) -> dict[str, Tensor]:
 
 
 def to_dtype(batch: Batch, dtype: torch.dtype) -> Batch:
-    """The same values as new leaves of ``dtype``."""
+    """Copy the values into new leaves of ``dtype``."""
     return Batch(*(_map_floats(embeddings, lambda value: value.to(dtype)) for embeddings in batch))
 
 

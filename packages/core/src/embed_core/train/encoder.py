@@ -7,12 +7,12 @@ from typing import Any
 
 import torch
 
+from embed_core.batch.chunks import Chunks
 from embed_core.config.run import EngineConfig
 from embed_core.distributed.process_group import Ranks
 from embed_core.embeddings import select
 from embed_core.protocols import Model
 from embed_core.text.token_cache import Tokenizes
-from embed_core.train.step import Chunks
 from embed_core.types import Embeddings, Item, Role, ScoreWeights
 
 

@@ -30,8 +30,6 @@ from embed_core.zero.reset import reserved_bytes
 
 T = TypeVar("T")
 
-__all__ = ["Chunks", "Step", "StepOutput"]
-
 
 class RankNotes(NamedTuple):
     """What each rank tells the others along with the exchange of a global batch, in integers."""

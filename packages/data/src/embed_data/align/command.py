@@ -24,7 +24,7 @@ def align(
         str | None, typer.Option(metavar="KEY", help="Rows with the same value are one document: title.")
     ] = None,
     chunk_by: Annotated[str, typer.Option(help="tokens, sentences or paragraphs.")] = "tokens",
-    chunk_size: Annotated[int | None, typer.Option(help="Of these; default 512 tokens, 5 sentences.")] = None,
+    chunk_size: Annotated[int | None, typer.Option(help="Size of a chunk; default 512 tokens, 5 sentences.")] = None,
     chunk_overlap: Annotated[int | None, typer.Option(help="Default 12 tokens, 1 sentence.")] = None,
     lm: Annotated[str | None, typer.Option(help="Causal language model: a directory or hub name.")] = None,
     lm_url: Annotated[
@@ -40,14 +40,14 @@ def align(
     model: Annotated[str | None, typer.Option(help="Retriever: a run's output, or weights --plugin reads.")] = None,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="Plugin whose model it is.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="Config of a run with that model.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As in embed run.")] = None,
     way: Annotated[str | None, typer.Option(help="The retriever's way of scoring; default: dense.")] = None,
-    weights: Annotated[str, typer.Option(help="Of forward, backward and parameter score.")] = "1,0.3,1",
+    weights: Annotated[str, typer.Option(help="Weights of the forward, backward and parameter scores.")] = "1,0.3,1",
     normalise: Annotated[str, typer.Option(help="minmax (per question and document) or raw.")] = "minmax",
     short_chunk: Annotated[int, typer.Option(help="Chunks of fewer tokens score less in proportion; 0 = no.")] = 10,
     positives: Annotated[int, typer.Option("--positives", "-m", help="Best chunks that become positives.")] = 10,
     negatives: Annotated[int, typer.Option("--negatives", "-n", help="Random others that become negatives.")] = 20,
-    seed: Annotated[int, typer.Option(min=0, help="Of these.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of the negatives.")] = 42,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs; scores are used again.")] = False,
 ) -> None:

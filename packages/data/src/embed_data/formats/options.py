@@ -1,4 +1,4 @@
-"""How a file is read: keys of the kinds `auto` and `file` and of every source of a `mix`, and options of commands."""
+"""Options of reading a file, shared by the kinds `auto` and `file`, the sources of a `mix`, and the commands."""
 
 from __future__ import annotations
 

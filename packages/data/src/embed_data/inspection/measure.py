@@ -1,4 +1,4 @@
-"""What is in a training file: format, columns, lengths, duplicates, empty and over-long texts, leaks."""
+"""Measures a training file: format, columns, lengths, duplicates, empty and over-long texts, leaks."""
 
 from __future__ import annotations
 

@@ -29,18 +29,18 @@ def mine(
     columns: Annotated[
         list[str] | None, typer.Option("--column", metavar="ROLE=NAME", help="query=question, pos=answer. Repeatable.")
     ] = None,
-    format_: Annotated[str, typer.Option("--format", help="Of the rows, instead of recognising it.")] = "auto",
+    format_: Annotated[str, typer.Option("--format", help="Format of the rows, instead of recognising it.")] = "auto",
     header: Annotated[
         bool, typer.Option("--header/--no-header", help="Whether CSV and TSV rows name their columns.")
     ] = True,
-    split: Annotated[str | None, typer.Option(help="Of a BEIR folder or Hugging Face dataset.")] = None,
-    subset: Annotated[str | None, typer.Option(help="Of a Hugging Face dataset.")] = None,
+    split: Annotated[str | None, typer.Option(help="Split of a BEIR folder or Hugging Face dataset.")] = None,
+    subset: Annotated[str | None, typer.Option(help="Subset of a Hugging Face dataset.")] = None,
     by: Annotated[str, typer.Option(help="bm25, dense (a model), or for audits scores (the rows' own).")] = "bm25",
     model: Annotated[str | None, typer.Option(help="A run's output directory, or weights that --plugin reads.")] = None,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="Plugin whose model it is.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="Config of a run with that model.")] = None,
     set_: Annotated[
-        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run: model.…, engine.….")
+        list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As in embed run: model.…, engine.….")
     ] = None,
     way: Annotated[str | None, typer.Option(help="The model's way of scoring; default: dense.")] = None,
     faiss: Annotated[str | None, typer.Option(metavar="FACTORY", help="faiss index instead of exact search.")] = None,
@@ -61,7 +61,7 @@ def mine(
     audit: Annotated[bool, typer.Option("--audit", help="Find doubtful negatives of the data instead.")] = False,
     mask: Annotated[str | None, typer.Option(help="drop or mark what the audit finds, in --masked-data.")] = None,
     masked_data: Annotated[Path | None, typer.Option(help="Where the masked rows go (JSONL).")] = None,
-    seed: Annotated[int, typer.Option(min=0, help="Of --draw sample.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of --draw sample.")] = 42,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs.")] = False,
 ) -> None:

@@ -1,4 +1,4 @@
-"""What ``embed mine`` is asked to do, checked before anything is read."""
+"""The options of ``embed mine``, checked before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""How many rows each source gives, and which: exact arithmetic, a function of the seed and the names alone."""
+"""Allocates rows to the sources of a mix: exact counts, a function of the seed and the names alone."""
 
 from __future__ import annotations
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from embed_core.embeddings import ragged_index, select
 from embed_core.errors import ConfigError
-from embed_core.protocols import keeps_rows_apart
+from embed_core.protocols import keeps_rows_apart, shares_rows
 from embed_core.types import Batch, LossOutput, Targets, TeacherVectors
 from embed_data.mix.dataset import MixDataset
 
@@ -70,7 +70,7 @@ class BySourceLoss(nn.Module):
         if len(runs) == 1:
             output = loss(batch, targets)
             return LossOutput(runs[0][0] * output.loss, output.metrics)
-        if not getattr(loss, "shares_rows", False):
+        if not shares_rows(loss):
             raise ConfigError(
                 f"loss by-source: sources of different weight are in one batch, and {type(loss).__name__} cannot tell "
                 "rows apart: use the sampler `by-source`, or an inner loss that shares rows, such as `infonce`"

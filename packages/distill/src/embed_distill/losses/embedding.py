@@ -1,4 +1,4 @@
-"""Base class of the losses that compare each text's vector with the teacher's vector of the same text."""
+"""The base of losses that compare each text's vector with the teacher's of the same text."""
 
 from __future__ import annotations
 

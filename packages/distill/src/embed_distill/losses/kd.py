@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from embed_core.protocols import keeps_rows_apart
+from embed_core.protocols import keeps_rows_apart, shares_rows
 from embed_core.types import LossOutput
 
 if TYPE_CHECKING:
@@ -28,8 +28,8 @@ class DistilledLoss(nn.Module):
     def __init__(self, config: DistilledConfig, inner: Loss, kd: Loss) -> None:
         super().__init__()
         self.inner, self.kd, self.alpha = inner, kd, config.alpha
-        self.shares_rows = all(bool(getattr(loss, "shares_rows", False)) for loss in (inner, kd))
-        self.in_batch_by_row = keeps_rows_apart(inner)  # comparing with a teacher's vectors needs no negatives
+        self.shares_rows = all(shares_rows(loss) for loss in (inner, kd))
+        self.in_batch_by_row = keeps_rows_apart(inner)  # a teacher's vectors need no negatives
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
         """The weighted sum; where ranks split the rows, this rank's share. Raises what the two raise."""

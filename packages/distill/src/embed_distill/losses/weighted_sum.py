@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.embeddings import detach, map_values, values
+from embed_core.protocols import shares_rows
 from embed_core.types import Batch, LossOutput
 
 if TYPE_CHECKING:
@@ -35,7 +36,7 @@ class WeightedSum(nn.Module):
         self.config, self.names = config, tuple(losses)
         self.losses = nn.ModuleList(losses.values())
         self._weights = [config.terms[name].weight for name in self.names]
-        self._shares = [bool(getattr(loss, "shares_rows", False)) for loss in losses.values()]
+        self._shares = [shares_rows(loss) for loss in losses.values()]
         self.shares_rows = any(self._shares)
         self._measured = not config.auto_scale
         # The bits of float64 values: a cast of the model to half precision leaves integers alone. 0 = not measured.

@@ -14,7 +14,7 @@ from embed_core.embeddings import missing_kind
 from embed_core.models.wrapper import WrappedModel, part_of
 from embed_core.protocols import ExportsOtherwise, provides
 from embed_core.text.pooling import at_least_float32
-from embed_distill.card import append_alignment, innermost
+from embed_distill.card import append_alignment
 from embed_distill.models import projection as files
 
 if TYPE_CHECKING:
@@ -66,7 +66,7 @@ class ProjectedModel(WrappedModel):
 
     def write(self, layout: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
         """Write the inner model in ``layout``, the projection beside it, and the alignment into the card."""
-        card = replace(card, base_model=innermost(card))
+        card = replace(card, base_model=card.innermost_model)
         inner_state = part_of(state)
         if provides(self.inner, ExportsOtherwise):
             self.inner.export_with(layout, inner_state, directory, card)

@@ -1,4 +1,4 @@
-"""Reads the width of a model's vectors from its files, without loading the model."""
+"""Reads the width of a model's vectors from its files, without loading it."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an experiment is called: ``distilled-mpnet-3584d-default``."""
+"""Names experiments, for instance ``distilled-mpnet-3584d-default``."""
 
 from __future__ import annotations
 

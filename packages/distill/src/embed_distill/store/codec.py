@@ -1,4 +1,4 @@
-"""Encodes vectors for the store: as half precision, or as bytes with one scale per vector; each with a checksum.
+"""Encodes vectors for the store: half precision, or bytes with one scale per vector; each with a checksum.
 
 fp16 keeps about three digits of every value, int8 a 127th of the largest. For a unit vector of 1,024 values the cosine
 to the original is 0.9999999 with fp16 and at least 0.9999 with int8.

@@ -1,4 +1,4 @@
-"""Lists a store's teachers with size and last use, and removes vectors that are no longer wanted."""
+"""Lists a store: every teacher's folder, its size and last use; and removes what is not needed."""
 
 from __future__ import annotations
 

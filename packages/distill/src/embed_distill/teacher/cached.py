@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embed_distill.store.codec import Dtype
     from embed_distill.store.keys import Keys
     from embed_distill.teacher.config import TeacherConfig
-    from embed_distill.teacher.local import Teacher
+    from embed_distill.teacher.protocol import Teacher
 
 Asked = Sequence[tuple[Any, "Role"]]
 
@@ -90,11 +90,9 @@ class Source:
         """The model, loaded at the first call. ``together`` means that every rank calls it now: building some models
         needs all ranks."""
         if self._teacher is None:
-            from embed_distill.teacher.local import Teacher
-
             self.context.announce(f"teacher: loading {self.config.label}")
             context = self.context if together else replace(self.context, barrier=lambda: None)
-            self._teacher = Teacher(self.config, self.identity, context)
+            self._teacher = self.config.load(self.identity, context)
         return self._teacher
 
     def unload(self) -> None:

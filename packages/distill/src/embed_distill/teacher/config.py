@@ -11,7 +11,10 @@ from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.text.pooling import Pooling
 
 if TYPE_CHECKING:
+    from embed_core.config.context import BuildContext
     from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
+    from embed_distill.teacher.fingerprint import Identity
+    from embed_distill.teacher.protocol import Teacher
 
 _OF_A_NAME = (
     "revision",
@@ -68,6 +71,12 @@ class TeacherConfig(Section):
     def label(self) -> str:
         """The teacher's name in messages and tables."""
         return str(self.name_or_path or getattr(self.model, "name_or_path", None) or (self.model and self.model.kind))
+
+    def load(self, identity: Identity, context: BuildContext) -> Teacher:
+        """The teacher, in memory. Raises CheckpointError and ConfigError where it cannot be used."""
+        from embed_distill.teacher.local import LocalTeacher
+
+        return LocalTeacher(self, identity, context)
 
     def transformers(self) -> TransformersEncoderConfig | None:
         """The model's config where it is of kind ``transformers-encoder``; its None values mean the saved settings."""

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from embed_distill.teacher.fingerprint import Identity
 
 
-class Teacher:
+class LocalTeacher:
     """A model in evaluation mode on its device. Raises CheckpointError and ConfigError where it cannot be used.
 
     Building it leaves torch's generator unchanged, so that a run behaves the same when all vectors are in the store and

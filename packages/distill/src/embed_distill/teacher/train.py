@@ -69,9 +69,10 @@ def _train(config: TrainedTeacher, dataset: Dataset, context: BuildContext, targ
     )
     with _random_state():
         try:
-            plugins = plugin_manager()
-            plugins.register(_Progress(context.announce))
-            result = run(nested, plugins, context.registry, Options(announce=context.announce, dataset=dataset))
+            manager = plugin_manager()
+            if context.rank == 0:
+                manager.register(_Progress(context.announce))
+            result = run(nested, manager, context.registry, Options(announce=context.announce, dataset=dataset))
             if context.rank == 0:
                 _keep(result.export_dir, target)
         finally:

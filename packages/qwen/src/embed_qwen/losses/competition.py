@@ -1,4 +1,4 @@
-"""How strongly other texts compete with a row's positive: log-sums of exponentials over tables of similarities.
+"""Computes how strongly other texts compete with a row's positive: log-sum-exp over tables of similarities.
 
 N rows, M columns. A table that fits one tile is computed whole; a larger one tile by tile, each computed again in the
 backward, so that memory is O(N + M).

@@ -71,8 +71,7 @@ class Checked:
 
 
 def checked(table: Table, options: RowOptions, how: CheckOptions, cache: Path) -> Checked:
-    """Check all rows of ``table``. Raises DataError for the first bad one, unless they are skipped, and if all are
-    bad."""
+    """Check all rows of ``table``. Raises DataError for the first bad one unless they are skipped, or if all are."""
     key = _key(table, options, how)
     folder = cache / "vision" / "checked"
     found = _kept(folder / f"{key}.npz")

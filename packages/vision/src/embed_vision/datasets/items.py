@@ -1,4 +1,4 @@
-"""The items of a row besides text: a picture, or a text with a picture. They are small values; nothing is decoded here.
+"""Items of a row besides texts: a picture, or a text with a picture. Small values; no image is decoded here.
 
 Both are hashable and have what the core requires of an item that is no text: ``identity`` (equal bytes are the same
 item, see :func:`embed_core.utils.hashing.identity`) and ``describe()`` for displays.

@@ -1,4 +1,4 @@
-"""Opens tables of image-text rows: JSONL files, Parquet files, Hugging Face datasets; rows are read by position."""
+"""Sources of image-text rows: JSONL files, Parquet files, Hugging Face datasets; read by position."""
 
 from __future__ import annotations
 

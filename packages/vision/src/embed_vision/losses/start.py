@@ -1,4 +1,4 @@
-"""Start values of a learned scale and bias: those of the config, else of the model, else of the paper."""
+"""Starting values of a learned scale and bias: as configured, as in the model, or as in the paper."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Plans the embedded pictures: symbol, colours, angle and captions of each."""
+"""Plans the embedded pictures: which symbol in which colours, its rotation, and its caption."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the recipe's keys default to, by kind of model, and what the keys' words mean."""
+"""Defaults of the recipe's keys by kind of model, and the meanings of their words."""
 
 from __future__ import annotations
 

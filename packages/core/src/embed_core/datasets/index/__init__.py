@@ -1,1 +1,1 @@
-"""What is known of all rows at once, on disk where they are many: offsets, hashes, columns."""
+"""Indexes over all rows, on disk where they are many: offsets, hashes, columns."""

@@ -1,1 +1,1 @@
-"""Where rows come from: files, BEIR folders and Python objects, all by number."""
+"""Row sources: files, BEIR folders and Python objects, all read by number."""

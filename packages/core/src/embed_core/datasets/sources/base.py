@@ -1,4 +1,4 @@
-"""What a source of rows is: the one thing that a dataset reads from, whatever the format."""
+"""The interface of a row source: whatever the format, a dataset reads its rows by number."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What lies at a path of kind `retrieval`: a file, a folder of files, or a BEIR folder."""
+"""Opens the path of kind `retrieval` as row sources: a file, a folder of files, or a BEIR folder."""
 
 from __future__ import annotations
 

@@ -118,7 +118,7 @@ class _Column:
             self._cut += self._tokenizer.cut_off([item for item, _ in each], self.role, [prompt for _, prompt in each])
 
     def view(self) -> ColumnView:
-        """In shares."""
+        """The sums as a view with shares of the texts and tokens."""
         count, tokens = len(self._lengths), sum(self._lengths)
         truncated = lost = None
         if self._cut is not None:

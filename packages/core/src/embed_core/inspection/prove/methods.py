@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from embed_core.acceleration.attention import FLASH
+from embed_core.batch.chunks import Chunks
 from embed_core.batch.global_batch import GlobalBatch
 from embed_core.config.run import RunConfig
 from embed_core.distributed.process_group import Ranks
@@ -17,7 +18,7 @@ from embed_core.embeddings import select, values
 from embed_core.errors import EmbedError
 from embed_core.inspection.parts import Parts
 from embed_core.inspection.prove.variants import Variant
-from embed_core.train.step import Chunks, Step
+from embed_core.train.step import Step
 from embed_core.types import Batch
 from embed_core.zero.engine import Trainable, initialize
 from embed_core.zero.optimizer import set_learning_rate

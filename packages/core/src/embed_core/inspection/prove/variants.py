@@ -60,7 +60,7 @@ class Finding:
     gradient_difference: float
     """The largest difference over batches and parameters, relative to max(1, largest |gradient| of the batch)."""
     scaled_difference: float
-    """The same, relative to the largest |gradient| of the batch."""
+    """The same difference, relative to the largest |gradient| of the batch."""
     worst_parameter: str
     """The parameter whose gradient differs most; empty where none differs."""
     chunks: int
@@ -121,7 +121,7 @@ class MeasureRequest:
     batches: int
     """First batches of the run that are compared."""
     directory: str
-    """Where references are kept between starts and findings are written."""
+    """The directory for references between starts, and for findings."""
 
     def write(self, path: Path) -> None:
         """As JSON."""

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers, processors, trainers
 
 from embed_core.errors import ConfigError
-from embed_core.protocols import Announce
+from embed_core.protocols import Announce, SamplesTexts, provides
 from embed_core.utils.atomic import replacing
 
 SPECIAL_TOKENS = ("<s>", "<pad>", "</s>", "<unk>", "<mask>")
@@ -66,8 +66,10 @@ def kept(
 ) -> Tokenizer:
     """Train on a sample of ``texts``, or load the result of an earlier training from ``cache_dir/tokenizers``."""
     # A dataset that knows the hashes of its texts finds the same sample without reading all of them.
-    take = getattr(texts, "sample", None)
-    sample, digest = take(max_characters) if take is not None else _sample(texts, max_characters)
+    if provides(texts, SamplesTexts):
+        sample, digest = texts.sample(max_characters)
+    else:
+        sample, digest = _sample(texts, max_characters)
     key = blake2b(f"{kind.version}|{vocab_size}|{max_characters}|{digest}".encode(), digest_size=10).hexdigest()
     path = cache_dir / "tokenizers" / f"{kind.name}-{key}.json"
     tokenizer = _cached(path)

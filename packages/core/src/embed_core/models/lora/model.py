@@ -50,7 +50,7 @@ class LoraModel(WrappedModel):
         self, checkpointer: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard
     ) -> None:
         """See :class:`embed_core.protocols.ExportsOtherwise`."""
-        card = replace(card, base_model=_base_model(card))
+        card = replace(card, base_model=card.innermost_model)
         if self.config_of_lora.export == "merged":
             checkpointer.export(*self.merged(state), directory, card)
             return
@@ -58,12 +58,3 @@ class LoraModel(WrappedModel):
 
         inner, handles = self._structure.filled(part_of(state))
         write(inner, dict(zip(self._names, handles, strict=True)), directory, card)
-
-
-def _base_model(card: RunCard) -> str:
-    model: Any = card.config.get("model", {})
-    if "inner" not in model:  # the caller built the model
-        return card.base_model
-    while "inner" in model:
-        model = model["inner"]
-    return str(model.get("name_or_path", model["kind"]))

@@ -73,7 +73,7 @@ def read_saved(directory: Path, wrapped: Collection[str] = ()) -> Saved:
 
 
 def _pooling(config: Any, directory: Path) -> Pooling | None:
-    """By its name, or by a flag for each way. Raises CheckpointError for a way that is not offered."""
+    """The pooling by its name, or by a flag for each way. Raises CheckpointError for a way that is not offered."""
     if not isinstance(config, dict):
         return None
     named = config.get("pooling_mode")

@@ -11,7 +11,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.nn import functional
 
-from embed_core.errors import CheckpointError, ConfigError
+from embed_core.models.hub import check_fit
 from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 from embed_core.text.pooling import Pooling, at_least_float32
 from embed_core.text.prompts import Prompt
@@ -34,7 +34,8 @@ class TransformersEncoder(TokenizesTexts, nn.Module):
     def __init__(self, config: TransformersEncoderConfig, encoder: Any, tokenizer: Any) -> None:
         super().__init__()
         assert config.pooling is not None, "build_model fills it in"
-        _check_fit(config, encoder, tokenizer)
+        lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
+        check_fit(config.name_or_path, lengths, encoder, tokenizer)
         self.config, self.encoder, self.tokenizer = config, encoder, tokenizer
         self.pooling: Pooling = config.pooling
         self.normalize = config.normalize
@@ -62,30 +63,3 @@ class TransformersEncoder(TokenizesTexts, nn.Module):
         """The prompts by sentence-transformers' names."""
         named = {"query": self.config.query_prompt, "document": self.config.passage_prompt}
         return {name: prompt for name, prompt in named.items() if prompt}
-
-
-def _check_fit(config: TransformersEncoderConfig, encoder: Any, tokenizer: Any) -> None:
-    """Raise an error that names the setting, where PyTorch would only say that an index is out of range."""
-    room = _positions(encoder)
-    for key in ("query_max_length", "passage_max_length"):
-        if room is not None and getattr(config, key) > room:
-            raise ConfigError(
-                f"{key} {getattr(config, key)} is more than the {room} tokens that {config.name_or_path!r} has "
-                f"positions for: set it to {room} or less"
-            )
-    rows = int(encoder.get_input_embeddings().weight.shape[0])
-    if len(tokenizer) > rows:
-        raise CheckpointError(
-            f"the tokenizer has {len(tokenizer)} ids, the encoder of {config.name_or_path!r} embeddings for {rows}: "
-            "use the tokenizer that was saved with the model"
-        )
-
-
-def _positions(encoder: Any) -> int | None:
-    """Tokens that the encoder can tell apart; RoBERTa's positions start after the padding id. None = no limit known."""
-    config = encoder.config
-    room = getattr(config, "max_position_embeddings", None)
-    if room is None:
-        return None
-    offset = config.pad_token_id + 1 if "roberta" in config.model_type and config.pad_token_id is not None else 0
-    return int(room) - offset

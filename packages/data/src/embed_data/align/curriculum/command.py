@@ -18,22 +18,22 @@ def curriculum(
     aligned: Annotated[Path, typer.Argument(help="Folder that embed align wrote.")],
     output: Annotated[Path, typer.Option("--output", "-o", help="Folder of the stages' rows.")],
     stage: Annotated[int, typer.Option(help="1 random, 2 by large subgraphs, 3 by small ones.")],
-    model: Annotated[str | None, typer.Option(help="What stage before left: a run's output. Default: BM25.")] = None,
+    model: Annotated[str | None, typer.Option(help="The model that ranks: a run's output. Default: BM25.")] = None,
     plugin: Annotated[list[str] | None, typer.Option("--plugin", "-p", help="Plugin whose model it is.")] = None,
     config: Annotated[str | None, typer.Option("--config", "-c", help="Config of a run with that model.")] = None,
-    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As of embed run.")] = None,
+    set_: Annotated[list[str] | None, typer.Option("--set", "-s", metavar="KEY=VALUE", help="As in embed run.")] = None,
     way: Annotated[str | None, typer.Option(help="The model's way of scoring; default: dense.")] = None,
     llm_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server for graph and queries.")] = None,
     llm: Annotated[str | None, typer.Option(help="Name of the model there. Default: no model, offline graph.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests under way at --llm-url.")] = 8,
     queries: Annotated[int, typer.Option(help="Augmented queries a question.")] = 10,
     per_query: Annotated[int, typer.Option(help="Chunks that each brings in.")] = 10,
-    negatives: Annotated[int, typer.Option("--negatives", "-n", help="Of a row, at most.")] = 20,
+    negatives: Annotated[int, typer.Option("--negatives", "-n", help="The most negatives of a row.")] = 20,
     forward_margin: Annotated[
         float | None, typer.Option(help="Negatives are this many nats of forward score below the best positive.")
     ] = None,
     similarity: Annotated[float, typer.Option(help="Cosine from which on two entities get an edge.")] = 0.8,
-    seed: Annotated[int, typer.Option(min=0, help="Of what is drawn.")] = 42,
+    seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 42,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs of this stage.")] = False,
 ) -> None:
     """Negatives of one stage of a curriculum: random, then by queries from the entities around the answer.

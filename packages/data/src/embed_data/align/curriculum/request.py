@@ -1,4 +1,4 @@
-"""What ``embed curriculum`` is asked to do, checked before anything is read."""
+"""The options of ``embed curriculum``, checked before anything is read."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What the components are worth: histograms, their correlation, and how often each alone finds the answer's chunk."""
+"""Reports on the score components: histograms, correlation, and how often each alone finds the answer's chunk."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What an alignment leaves: scored chunks, their texts, training rows in two formats, what failed, a report."""
+"""Writes the results of an alignment: scored chunks, their texts, training rows in two formats, failures, a report."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What ``embed align`` left in its folder, read back: documents with their chunks and aligned questions."""
+"""Reads what ``embed align`` wrote: documents with their chunks and aligned questions."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What was computed, on disk: one folder a stage, named by a digest of all that its result depends on.
+"""Keeps results on disk: one folder per stage, named by a digest of all that the result depends on.
 
 A stage that was asked for before is found whole or in part, and goes on there; another model, other data or another
 way of chunking is another folder, so that nothing is ever mixed and nothing has to be thrown away.

@@ -1,1 +1,1 @@
-"""What mining writes: rows, progress and the report."""
+"""The output of mining: rows, progress and the report."""

@@ -1,4 +1,4 @@
-"""How far a long stage is: a bar on a terminal, a line every so many seconds elsewhere, on rank 0 only."""
+"""Shows the progress of a long stage, on rank 0: a bar on a terminal, a line every so many seconds elsewhere."""
 
 from __future__ import annotations
 

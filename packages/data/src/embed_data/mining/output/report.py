@@ -1,4 +1,4 @@
-"""What a mining run or an audit says at its end."""
+"""The last screen of a mining run or of an audit."""
 
 from __future__ import annotations
 

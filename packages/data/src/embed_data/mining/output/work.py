@@ -1,4 +1,4 @@
-"""What a mining run keeps on disk until it is finished: so that a killed one goes on where it was."""
+"""The working files of a mining run, kept until it is finished, so that a killed run goes on where it was."""
 
 from __future__ import annotations
 

@@ -90,8 +90,8 @@ class TextEncoder:
         """Embeddings in fp32, in the order of ``texts``; only the kinds that the way of scoring needs."""
         import torch
 
+        from embed_core.batch.chunks import Chunks
         from embed_core.embeddings import to_float32
-        from embed_core.train.step import Chunks
         from embed_core.types import Embeddings
 
         encoded = self._model.tokenize(list(texts), role, prompts or [None] * len(texts))

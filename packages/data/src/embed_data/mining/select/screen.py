@@ -1,4 +1,4 @@
-"""What may never be a negative, whatever it scores: the answer, the positive, and what is nearly the same text."""
+"""Screens out texts that may never be negatives: answers, positives, and texts that are nearly the same."""
 
 from __future__ import annotations
 
