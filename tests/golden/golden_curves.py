@@ -56,6 +56,7 @@ CASES = {
             f"model.student={STUDENT}",
             "model.teacher_dim=null",
             "model.student_dim=null",
+            "model.teacher_model={{dtype: fp32}}",
             f"phase1.datasets=[{ROWS}]",
             f"phase2.dataset={ROWS}",
             "train.max_steps=8",

@@ -1,6 +1,6 @@
 """Displays a run while it trains: live on a terminal, in plain lines elsewhere. Both are observers.
 
-Neither is part of the loop: they are registered like any plugin's observer and are told of steps and of the end.
+Displays are no part of the loop: like a plugin's observers, they are registered and get the events of steps and end.
 """
 
 from __future__ import annotations
@@ -25,11 +25,11 @@ if TYPE_CHECKING:
     from embed_core.events import RunEvent, StepEvent
 
 WINDOW_SECONDS = 30.0
-"""Rates and the time left are taken over this much of the last steps, and over at least two of them."""
+"""Rates and the time left are averages over the last steps of this many seconds, but over at least two steps."""
 
 
 def make_display(console: Console | None = None, rank: int = 0, every_seconds: float = 10.0) -> Display:
-    """This process's display: live on a terminal, else a plain line every so many seconds; silent but on rank 0."""
+    """This process's display: live on a terminal, else plain lines; silent on other ranks than 0."""
     if rank != 0:
         return Display()
     console = console or Console()
@@ -37,13 +37,13 @@ def make_display(console: Console | None = None, rank: int = 0, every_seconds: f
 
 
 class Display:
-    """A display that shows nothing: the other ranks'."""
+    """A display that shows nothing, for the ranks other than 0."""
 
     def announce(self, line: str) -> None:
-        """Show one line, at once, above whatever is live."""
+        """Show one line at once, above any live part."""
 
     def close(self) -> None:
-        """Give the terminal back; done by the end of a run, harmless a second time."""
+        """Release the terminal. The end of a run does this; a second call is harmless."""
 
     @hookimpl
     def embed_step_ended(self, event: StepEvent) -> None:
@@ -55,7 +55,7 @@ class Display:
 
 
 class PlainDisplay(Display):
-    """Whole lines, flushed, for logs and pipes: the first and the last step, and one each ``every_seconds`` between."""
+    """Prints whole lines, flushed, for logs and pipes: the first and last step, and one each ``every_seconds``."""
 
     def __init__(
         self, console: Console, every_seconds: float = 10.0, clock: Callable[[], float] = time.monotonic
@@ -86,7 +86,7 @@ class PlainDisplay(Display):
 
     @hookimpl
     def embed_run_ended(self, event: RunEvent) -> None:
-        """Print the before/after tables and where the model is."""
+        """Print the before/after tables and the place of the model."""
         if event.rank != 0:
             return
         for comparison in compare(event.evaluations):
@@ -95,7 +95,7 @@ class PlainDisplay(Display):
 
 
 class RichDisplay(Display):
-    """A bar with the loss per term and the speed under it, redrawn in place from the first step on."""
+    """Shows a progress bar with losses and speed under it, redrawn in place from the first step on."""
 
     def __init__(self, console: Console, clock: Callable[[], float] = time.monotonic) -> None:
         self._console = console
@@ -110,16 +110,16 @@ class RichDisplay(Display):
         _print(self._console, [line])
 
     def close(self) -> None:
-        """Leave the last state on the screen and the cursor where it belongs."""
+        """Stop redrawing: the last state stays on the screen."""
         if self._live is not None:
             self._live.stop()
             self._live = None
 
     @hookimpl
     def embed_step_ended(self, event: StepEvent) -> None:
-        """Take in a step for the next redraw; print an evaluation above the live part.
+        """Remember a step for the next redraw; print an evaluation above the live part.
 
-        Not the last evaluation: the table that follows shows it.
+        The last evaluation is not printed, because the table that follows shows it.
         """
         if event.rank != 0 or (event.evaluation is not None and event.step == event.total_steps):
             return
@@ -130,13 +130,13 @@ class RichDisplay(Display):
         self._event = event
         if self._live is None:
             self._started = self._clock() - event.seconds
-            # Four times a second: drawing costs a millisecond, and on two cores the model wants the rest.
+            # Drawing costs a millisecond, which the model needs on two cores: so only four times a second.
             self._live = Live(get_renderable=self._render, console=self._console, refresh_per_second=4)
             self._live.start(refresh=True)
 
     @hookimpl
     def embed_run_ended(self, event: RunEvent) -> None:
-        """Stop the live part, print the before/after tables and where the model is."""
+        """Stop the live part, print the before/after tables and the place of the model."""
         if event.rank != 0:
             return
         self.close()
@@ -167,7 +167,7 @@ class RichDisplay(Display):
 
 
 class Recent:
-    """The last steps, for rates: one step's own time jumps about."""
+    """The last steps, from which rates are averaged, because the time of single steps varies."""
 
     def __init__(self, window_seconds: float = WINDOW_SECONDS) -> None:
         self._window = window_seconds
@@ -175,14 +175,14 @@ class Recent:
         self._seconds = 0.0
 
     def add(self, event: StepEvent) -> None:
-        """Take in a step and forget those outside the window."""
+        """Add a step and drop those outside the window."""
         self._steps.append(event)
         self._seconds += event.seconds
         while len(self._steps) > 2 and self._seconds - self._steps[0].seconds >= self._window:
             self._seconds -= self._steps.popleft().seconds
 
     def per_second(self, count: Callable[[StepEvent], float]) -> float:
-        """``count`` of the steps in the window, per second."""
+        """Sum of ``count`` over the steps in the window, per second."""
         return sum(map(count, self._steps)) / self._seconds if self._seconds > 0 else 0.0
 
     @property
@@ -193,7 +193,7 @@ class Recent:
 
     @property
     def mfu(self) -> float | None:
-        """Share of the devices' peak that went into the model, 0 to 1; ``None`` where it is not known."""
+        """Model FLOPs utilisation, 0 to 1: the share of the devices' peak; ``None`` where it is unknown."""
         done = [event.flops for event in self._steps if event.flops is not None]
         peak = self._steps[-1].peak_flops if self._steps else None
         if not peak or len(done) < len(self._steps) or self._seconds <= 0:
@@ -201,19 +201,19 @@ class Recent:
         return sum(done) / (self._seconds * peak)
 
     def seconds_left(self, event: StepEvent) -> float:
-        """Time of the steps still to do at the recent speed; evaluations come on top."""
+        """Time of the remaining steps at the recent speed; evaluations come on top."""
         return (event.total_steps - event.step) * self._seconds / max(1, len(self._steps))
 
 
 def step_line(event: StepEvent, recent: Recent) -> str:
-    """``step 10/300  loss 2.3141  dense 2.1034  …  412 rows/s  …  ETA 1:34``."""
+    """One line for a step: ``step 10/300  loss 2.3141  dense 2.1034  …  412 rows/s  …  ETA 1:34``."""
     fields = [f"step {event.step}/{event.total_steps}", *phase_fields(event), *loss_fields(event)]
     fields += speed_fields(event, recent)
     return "  ".join([*fields, f"ETA {clock_time(recent.seconds_left(event))}"])
 
 
 def phase_fields(event: StepEvent) -> list[str]:
-    """The phase, in a run that has several."""
+    """The phase's name, in a run that has several."""
     return [event.phase] if event.phase else []
 
 
@@ -250,7 +250,7 @@ def evaluation_lines(event: StepEvent) -> list[str]:
 
 
 def ending_lines(event: RunEvent) -> list[str]:
-    """Where the model is; after an error, where the run stopped (the error itself is told by whoever catches it)."""
+    """Where the model is, or after an error where the run stopped (the error is printed by whoever catches it)."""
     if event.error is not None:
         left = f"what there is lies in {event.output_dir}" if event.output_dir.exists() else "nothing was written"
         return [f"stopped after {event.steps:,} steps; {left}"]
@@ -260,7 +260,7 @@ def ending_lines(event: RunEvent) -> list[str]:
 
 
 def clock_time(seconds: float) -> str:
-    """``1:34``, ``2:01:34``."""
+    """Format seconds as ``1:34`` or ``2:01:34``."""
     whole = max(0, round(seconds))
     hours, minutes = divmod(whole // 60, 60)
     return f"{hours}:{minutes:02}:{whole % 60:02}" if hours else f"{minutes}:{whole % 60:02}"
@@ -271,7 +271,7 @@ def _rate(value: float) -> str:
 
 
 def _wrapped(fields: Iterable[str], width: int) -> Text:
-    """Fields three blanks apart, on as many lines as they need; a field is never broken."""
+    """Join fields with three blanks, on as many lines as they need, without breaking a field."""
     lines = [""]
     for field in fields:
         longer = f"{lines[-1]}   {field}" if lines[-1] else field

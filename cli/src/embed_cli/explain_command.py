@@ -1,4 +1,4 @@
-"""``embed explain``: the exact batches of one optimizer step."""
+"""The command ``embed explain``: prints the exact batches of one optimizer step."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from embed_core.inspection.explain import BatchView, ChunkView, RowView, StepView, TextView
 
 SHORT = 72
-"""Characters of a text that are shown without ``--full``."""
+"""Number of characters of a text that are shown without ``--full``."""
 HEADER = ("row", "rank", "source", "place", "part", "tokens", "score", "uses", "text")
 
 
@@ -28,9 +28,9 @@ class ExplainRequest:
     """The options of ``embed explain``."""
 
     run: RunRequest
-    """What the run is: the same options as of ``embed run``."""
+    """Identifies the run, by the same options as ``embed run``."""
     step: int
-    """From 1, as in the display."""
+    """Step number from 1, as in the display."""
     full: bool = False
     as_json: bool = False
 
@@ -58,12 +58,12 @@ def execute(request: ExplainRequest) -> None:
 
 
 def _to_stderr(line: str) -> None:
-    # What the dataset announces is no part of the answer, which may be piped on.
+    # Announcements of the dataset are not part of the output, which may be piped.
     print(line, file=sys.stderr)
 
 
 def plain_lines(view: StepView, *, full: bool = False) -> list[str]:
-    """One line per batch, text and chunk; every text line starts with its row, rank, source and place."""
+    """One line per batch, text and chunk; a text's line starts with its row, rank, source and place."""
     lines: list[str] = []
     for batch in view.batches:
         lines += [_title(view, batch), *_aligned([HEADER, *_cells(batch, full=full)]), *_chunk_lines(batch)]
@@ -96,7 +96,7 @@ def _cells(batch: BatchView, *, full: bool) -> Iterator[tuple[str, ...]]:
 
 
 def _shown(row: RowView, text: TextView, *, full: bool) -> str:
-    """The text on one line, the row's own prompt before it and its id after it."""
+    """The text on one line, with the row's own prompt before it and its id after it."""
     prompt = row.query_prompt if text.part == "query" else row.passage_prompt
     whole = f"[{prompt}] {text.text}" if prompt else text.text
     if full:
@@ -131,7 +131,7 @@ def _table(view: StepView, batch: BatchView, *, full: bool) -> Table:
     table.add_column(HEADER[-1], overflow="fold", ratio=1)
     last = ""
     for cells in _cells(batch, full=full):
-        # The row's own columns once, not beside each of its texts.
+        # Show the row's own columns once, not for each of its texts.
         own = cells[:4] if cells[4] == "query" or cells[0] != last else ("",) * 4
         last = cells[0]
         table.add_row(*(Text(cell) for cell in (*own, *cells[4:])))

@@ -1,4 +1,4 @@
-"""Start N ranks on this machine: ``torchrun`` without its wall of text when a rank stops with a user error."""
+"""Starts N ranks on this machine, like ``torchrun`` but without its long report when a rank stops with a user error."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from contextlib import ExitStack, contextmanager
 from typing import IO, NoReturn
 
 GRACE_SECONDS = 15.0
-"""How long the other ranks may take to stop by themselves once one has failed, or once the user has interrupted."""
+"""Time for the other ranks to stop by themselves after one has failed or the user has interrupted."""
 RANK_LOST = 76
-"""Exit code of a rank that stopped because another one had (``EX_PROTOCOL``): never the cause."""
+"""Exit code of a rank that stopped because another had (``EX_PROTOCOL``): it is never the cause."""
 
 
 def launch(command: Sequence[str], ranks: int) -> int:
-    """Run ``command`` once per rank; the exit code is that of the rank that failed first, else 0.
+    """Run ``command`` once per rank; returns the exit code of the rank that failed first, or 0.
 
-    Rank 0 has the terminal. What another rank wrote to stderr is shown when it is the one that failed.
+    Rank 0 has the terminal. What another rank wrote to stderr is shown if that rank is the one that failed.
     """
     port = _free_port()
     with ExitStack() as files:
@@ -36,7 +36,7 @@ def _supervise(command: Sequence[str], ranks: int, port: int, logs: Sequence[IO[
         try:
             codes = _wait(processes)
         except KeyboardInterrupt:
-            # The terminal has told the ranks too: they note where they stopped, and free what they hold.
+            # The terminal interrupts the ranks too: they need time to save their state and release resources.
             _wait_for_all(processes, GRACE_SECONDS)
             raise
         finally:
@@ -46,8 +46,8 @@ def _supervise(command: Sequence[str], ranks: int, port: int, logs: Sequence[IO[
         return 0
     code = codes[failed]
     assert code is not None
-    _tell(failed, code, logs[failed])
-    return 128 - code if code < 0 else code  # a death by signal as a shell reports it
+    _report_failure(failed, code, logs[failed])
+    return 128 - code if code < 0 else code  # death by a signal, as a shell reports it
 
 
 def _start(command: Sequence[str], rank: int, ranks: int, port: int, log: IO[str] | None) -> subprocess.Popen[bytes]:
@@ -68,7 +68,7 @@ def _start(command: Sequence[str], rank: int, ranks: int, port: int, log: IO[str
 
 
 def _wait(processes: Sequence[subprocess.Popen[bytes]]) -> list[int | None]:
-    """Exit codes, once all ranks have ended or the others had their time to stop after a failure; None = still up."""
+    """Exit codes, once all ranks have ended, or after a failure and GRACE_SECONDS; None = still running."""
     deadline: float | None = None
     while True:
         codes = [process.poll() for process in processes]
@@ -98,23 +98,23 @@ def _stop(processes: Sequence[subprocess.Popen[bytes]]) -> None:
 
 
 def _cause(codes: Sequence[int | None]) -> int | None:
-    """The rank to blame. One that only lost its connection to another is not it; the lowest stands for equals."""
+    """The rank to blame: the lowest that failed by itself, not because it lost its connection to another."""
     failed = [rank for rank, code in enumerate(codes) if code]
     blamed = [rank for rank in failed if codes[rank] != RANK_LOST]
     return next(iter(blamed or failed), None)
 
 
-def _tell(rank: int, code: int, log: IO[str] | None) -> None:
-    """Say what the terminal does not show yet."""
+def _report_failure(rank: int, code: int, log: IO[str] | None) -> None:
+    """Report the failure of a rank, as far as the terminal does not show it yet."""
     if log is not None:
         log.seek(0)
         lines = log.read().splitlines()
-        # A user error is its own line; what else the rank had to say is of no use then.
+        # A user error is one line; the rank's other output does not help then.
         shown = [line for line in lines if line.startswith("error: ")] if code == 2 else []
         if lines:
             sys.stderr.write("".join(f"{line}\n" for line in shown or [f"rank {rank} failed:", *lines]))
     if code < 0:
-        # The kernel's answer to a lack of memory is SIGKILL; a library's to a fault of its own is another.
+        # The kernel kills with SIGKILL when memory runs out; a crash in a library gives another signal.
         memory = " (out of memory?)" if -code == signal.SIGKILL else ""
         sys.stderr.write(
             f"error: rank {rank} was killed by {signal.Signals(-code).name}{memory}: "
@@ -124,7 +124,7 @@ def _tell(rank: int, code: int, log: IO[str] | None) -> None:
 
 @contextmanager
 def _stopped_by_sigterm() -> Iterator[None]:
-    """A scheduler ends this process alone: let it stop the ranks before it goes."""
+    """A scheduler sends SIGTERM to this process alone: turn it into an exit that stops the ranks first."""
 
     def stop(number: int, frame: object) -> NoReturn:
         raise SystemExit(128 + number)

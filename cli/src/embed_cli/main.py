@@ -43,7 +43,7 @@ def run(
     max_steps: Annotated[int | None, typer.Option(min=1, help="Optimizer steps, instead of epochs.")] = None,
     seed: Annotated[int | None, typer.Option(min=0, help="Seed of data order, weights and dropout.")] = None,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
-    sanity: Annotated[bool, typer.Option("--sanity", help="The same recipe in miniature, in seconds.")] = False,
+    sanity: Annotated[bool, typer.Option("--sanity", help="Run a miniature of the recipe, in seconds.")] = False,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Print the resolved config and stop.")] = False,
     resume: Annotated[bool, typer.Option("--resume", help="Continue the run in --output-dir.")] = False,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the run in --output-dir.")] = False,
@@ -104,7 +104,7 @@ def prove(
     batches: Annotated[int, typer.Option(min=1, help="First batches of the run to compare.")] = 2,
     sanity: Annotated[bool, typer.Option("--sanity", help="Use the --sanity version of the run.")] = False,
 ) -> None:
-    """Compare this run's loss and gradient, chunked, cached, on several ranks, at every ZeRO stage; 1 on FAIL."""
+    """Compare this run's loss and gradient: chunked, cached, on several ranks, at every ZeRO stage; exits 1 on FAIL."""
     from embed_cli.prove_command import ProveRequest, execute
     from embed_cli.run_command import RunRequest
 
@@ -183,7 +183,7 @@ def _root(
     version: Annotated[bool, typer.Option("--version", callback=_version, is_eager=True, help="Print it.")] = False,
     local_rank: Annotated[int | None, typer.Option("--local_rank", "--local-rank", hidden=True)] = None,
 ) -> None:
-    """``--local_rank`` is what the deepspeed launcher puts before our own arguments; it sets LOCAL_RANK as well."""
+    """``--local_rank`` comes from the deepspeed launcher, before the user's arguments; it sets LOCAL_RANK as well."""
     if local_rank is not None:
         os.environ.setdefault("LOCAL_RANK", str(local_rank))
 
@@ -192,9 +192,9 @@ BUILT_IN = ("run", "explain", "prove", "plan", "plugins", "schema")
 
 
 def add_plugin_commands(arguments: list[str]) -> None:
-    """Let installed plugins add commands, where the command line may mean one of them.
+    """Let installed plugins add their commands, unless the command line names a built-in one.
 
-    A plugin that cannot be imported costs its own commands only; a line on stderr says so.
+    A plugin that cannot be imported only loses its own commands; a line on stderr says so.
     """
     words = [argument for argument in arguments if not argument.startswith("-")]
     if (words and words[0] in BUILT_IN) or arguments[:1] == ["--version"]:
@@ -214,7 +214,7 @@ def add_plugin_commands(arguments: list[str]) -> None:
 
 
 def main() -> None:
-    """Entry point of the ``embed`` command: user errors are one line each and exit code 2."""
+    """Entry point of the ``embed`` command: a user error is one line on stderr and exit code 2."""
     try:
         add_plugin_commands(sys.argv[1:])
         app()

@@ -1,4 +1,4 @@
-"""``embed plan``: what a run takes of memory and time, before it starts."""
+"""The command ``embed plan``: estimates memory and time of a run before it starts."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from embed_core.inspection.plan.report import Plan, StrategyView
 
 Lines = list[tuple[str, str, str]]
-"""What, how much, and a remark."""
+"""Label, value and remark of each line."""
 
 
 @dataclass(frozen=True)
@@ -29,18 +29,18 @@ class PlanCommand:
     """The options of ``embed plan``."""
 
     run: RunRequest
-    """What the run is: the same options as of ``embed run``; ``nproc`` is the number of ranks."""
+    """Identifies the run, by the same options as ``embed run``; ``nproc`` is the number of ranks."""
     device: str | None = None
     zero_stage: int | None = None
     batches: int = 4
     json_file: str | None = None
-    """``-`` is the standard output, without the tables."""
+    """File for the JSON; ``-`` prints it to standard output, without the tables."""
     phase: str | None = None
-    """Of a run with phases; None = the first."""
+    """Phase of a run with several; None = the first."""
 
 
 def execute(request: PlanCommand) -> None:
-    """Print the plan: tables on a terminal, aligned lines elsewhere; JSON besides, where asked for."""
+    """Print the plan: tables on a terminal, aligned lines elsewhere; write JSON where requested."""
     _check_file(request.json_file)
     config, _, registry = resolve(request.run, request.run.nproc)
     config = config.only(request.phase) if config.phases or request.phase else config
@@ -67,7 +67,7 @@ def execute(request: PlanCommand) -> None:
 
 
 def _check_file(name: str | None) -> None:
-    """Before minutes of measuring."""
+    """Reject an unusable file before minutes of measuring."""
     if name is None or name == "-":
         return
     path = Path(name)
@@ -78,12 +78,12 @@ def _check_file(name: str | None) -> None:
 
 
 def _to_stderr(line: str) -> None:
-    # What the dataset announces is no part of the answer, which may be piped on.
+    # Announcements of the dataset are not part of the output, which may be piped.
     print(line, file=sys.stderr)
 
 
 def sections(plan: Plan) -> list[tuple[str, Lines]]:
-    """The plan by headings."""
+    """The lines of the plan under their headings."""
     return [
         ("model", list(_model_lines(plan))),
         ("memory per rank", list(_memory_lines(plan))),
@@ -93,7 +93,7 @@ def sections(plan: Plan) -> list[tuple[str, Lines]]:
 
 
 def plain_lines(plan: Plan) -> list[str]:
-    """Aligned text."""
+    """The plan as aligned text."""
     blocks = sections(plan)
     widths = [max(len(line[column]) for _, lines in blocks for line in lines) for column in (0, 1)]
     found = [title(plan)]
@@ -105,7 +105,7 @@ def plain_lines(plan: Plan) -> list[str]:
 
 
 def tables(plan: Plan) -> list[Table | Text]:
-    """For a terminal: one table, and the verdicts under it."""
+    """The plan for a terminal: one table, and the verdicts under it."""
     table = Table(title=title(plan), title_justify="left", title_style="bold", box=None, pad_edge=False)
     table.show_header = False
     table.add_column(style="cyan", no_wrap=True)
@@ -120,7 +120,7 @@ def tables(plan: Plan) -> list[Table | Text]:
 
 
 def title(plan: Plan) -> str:
-    """Whose plan it is."""
+    """The line that names run, devices, precision and ZeRO stage."""
     ranks = "1 rank" if plan.ranks == 1 else f"{plan.ranks} ranks"
     device = f"{plan.device.name} (this machine)" if plan.device.here else plan.device.name
     recompute = ", gradient checkpointing" if plan.checkpointing else ""
@@ -131,7 +131,7 @@ def title(plan: Plan) -> str:
 
 
 def verdicts(plan: Plan) -> list[str]:
-    """Whether each strategy fits, and the largest chunk."""
+    """Lines that say whether each strategy fits, and how large the largest chunk is."""
     return [*(line for line, _ in _strategy_lines(plan)), _chunk_line(plan)]
 
 

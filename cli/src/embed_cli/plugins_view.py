@@ -20,7 +20,7 @@ STYLES = {"active": "bold green", "installed": "", "failed": "bold red"}
 
 
 def print_plugins(console: Console, rows: Sequence[PluginStatus]) -> None:
-    """A table on a terminal; elsewhere one line per plugin, aligned and never cut, for ``grep`` and ``awk``."""
+    """Print a table on a terminal; elsewhere one aligned line per plugin, never cut, for ``grep`` and ``awk``."""
     if not rows:
         console.print(NOTHING, markup=False, highlight=False, soft_wrap=True)
     elif console.is_terminal:

@@ -1,4 +1,4 @@
-"""``embed prove``: the loss and the gradient of the user's own run, by every way the loop can take."""
+"""The command ``embed prove``: compares the loss and gradient of the user's own run over all execution paths."""
 
 from __future__ import annotations
 
@@ -27,11 +27,11 @@ class ProveRequest:
     """The options of ``embed prove``."""
 
     run: RunRequest
-    """What the run is: the same options as of ``embed run``."""
+    """Identifies the run, by the same options as ``embed run``."""
     ranks: int = 2
     batches: int = 2
     phase: str | None = None
-    """Of a run with phases; None = the first."""
+    """Phase of a run with several; None = the first."""
 
 
 def execute(request: ProveRequest) -> None:
@@ -67,9 +67,9 @@ def execute(request: ProveRequest) -> None:
 
 
 def prove(config: dict[str, Any], ranks: int, batches: int, worker: Sequence[str]) -> list[Finding]:
-    """Findings of all variants; ``worker`` is the command that a request file is given to, once per rank.
+    """Findings of all variants. ``worker`` is the command that each rank runs with a request file.
 
-    Raises SystemExit with a worker's exit code where one fails; it has said why.
+    Raises SystemExit with a worker's exit code where one fails; the worker has printed the reason.
     """
     from embed_core.inspection.prove.variants import variants_of
 
@@ -124,7 +124,7 @@ def _cells(finding: Finding) -> tuple[str, ...]:
 
 
 def ending_lines(findings: Sequence[Finding]) -> list[str]:
-    """What the table means, and where a failed variant differs most."""
+    """Lines that say what the table means, and where a failed variant differs most."""
     from embed_core.inspection.prove.variants import SCALE_TOLERANCE, TOLERANCE
 
     failed = [f for f in findings if not f.passed]

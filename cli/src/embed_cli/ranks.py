@@ -35,7 +35,7 @@ def on_ranks(context: typer.Context, nproc: int, run: Callable[[], None], **inst
     from embed_cli.launch import launch
 
     names, root = [context.info_name or ""], context.parent
-    while root is not None and root.parent is not None:  # groups, less the program's own name
+    while root is not None and root.parent is not None:  # names of command groups, without the program's own
         names, root = [root.info_name or "", *names], root.parent
     code = launch([sys.executable, "-m", "embed_cli", *names, *arguments_of(context, **instead)], nproc)
     if code:
@@ -44,7 +44,7 @@ def on_ranks(context: typer.Context, nproc: int, run: Callable[[], None], **inst
 
 @contextmanager
 def joined(device: Any = "auto") -> Iterator[Ranks]:
-    """Join the process group for the block. Where another rank has stopped, this one ends with a line and RANK_LOST."""
+    """Join the process group for the block. If another rank has stopped, this one ends with a line and RANK_LOST."""
     from embed_cli.launch import RANK_LOST
     from embed_core.distributed.process_group import is_lost_rank, join, leave
 
@@ -61,12 +61,12 @@ def joined(device: Any = "auto") -> Iterator[Ranks]:
 
 
 def to_stderr(ranks: Ranks) -> Callable[[str], None]:
-    """Prints lines to stderr on rank 0, and nothing on the others."""
+    """A function that prints lines to stderr on rank 0, and nothing on the others."""
     return lambda line: print(line, file=sys.stderr) if ranks.rank == 0 else None
 
 
 def arguments_of(context: typer.Context, **instead: Any) -> list[str]:
-    """The command line of the running command without ``--nproc``: what every rank is started with."""
+    """The arguments of the running command without ``--nproc``, with which every rank is started."""
     positional: list[str] = []
     options: list[str] = []
     for parameter in context.command.params:

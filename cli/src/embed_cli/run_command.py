@@ -1,4 +1,4 @@
-"""``embed run``: from the command line to :func:`embed_core.train.run.run`."""
+"""The command ``embed run``: turns the command line into a call of :func:`embed_core.train.run.run`."""
 
 from __future__ import annotations
 
@@ -75,7 +75,7 @@ def resolve(request: RunRequest, world_size: int) -> tuple[RunConfig, pluggy.Plu
 
     path = _config_path(request)
     active = activate(request.plugins) if request.plugins else None
-    if path and active and request.config:  # a file that is not here may be one that the first plugin's recipe ships
+    if path and active and request.config:  # a missing file may be one that the first plugin's recipe ships
         path = find_config(request.config, active[1].recipe(request.plugins[0]))
     given = document.read(path) if path else document.Document()
     names = _plugin_names(request, given)
@@ -119,7 +119,7 @@ def _plugin_names(request: RunRequest, given: Document) -> tuple[str, ...]:
 
 
 def _is_complete(given: Document) -> bool:
-    """Whether a file holds a whole run, as ``--dry-run`` and ``config.yaml`` do: then no recipe lies under it."""
+    """Whether the file holds a whole run, as ``--dry-run`` prints and ``config.yaml`` has: it needs no recipe."""
     return all(isinstance(given.data.get(s), dict) and "kind" in given.data[s] for s in SECTIONS)
 
 
@@ -151,7 +151,7 @@ def _train(request: RunRequest, config: RunConfig, manager: pluggy.PluginManager
     )
     if rank == 0:
         manager.register(display)
-    # A scheduler's SIGTERM ends the run like any error: observers are told, the status is written.
+    # A scheduler's SIGTERM ends the run like an error: observers run and the status is written.
     former = signal.signal(signal.SIGTERM, _terminated)
     try:
         run(config, manager, registry, options)
@@ -172,5 +172,5 @@ def _terminated(number: int, frame: object) -> NoReturn:
 
 
 def command_line() -> str:
-    """What the user typed, for the model card; a rank that ``--nproc`` started was told by its parent."""
+    """The user's command, for the model card; ranks that ``--nproc`` started get it from their parent."""
     return os.environ.get(COMMAND_LINE) or shlex.join(["embed", *sys.argv[1:]])

@@ -9,10 +9,10 @@ from rich.table import Table
 from rich.text import Text
 
 LABELS = {"multi": "multi-vector"}
-"""Ways of scoring whose short name in the metrics is not what one calls them."""
+"""Display names of the ways of scoring whose short name in the metrics is unclear."""
 
 Grid = list[list[str]]
-"""Rows of cells, the header first."""
+"""Rows of cells, starting with the header."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,7 +27,7 @@ class Comparison:
     before: Mapping[tuple[str, str], float]
     """(way, measure) → value at ``first_step``."""
     after: Mapping[tuple[str, str], float]
-    """The same at ``last_step``; where a run was evaluated once, the same figures."""
+    """(way, measure) → value at ``last_step``; if a run was evaluated once, the same as ``before``."""
 
     @property
     def title(self) -> str:
@@ -39,7 +39,7 @@ class Comparison:
 
 
 def compare(evaluations: Mapping[int, Mapping[str, float]]) -> list[Comparison]:
-    """Comparisons of the first with the last step of ``evaluations`` (step → ``evaluator/way/measure`` → value).
+    """Compare the first with the last step of ``evaluations`` (step → ``evaluator/way/measure`` → value).
 
     Evaluators, ways and measures come in the order in which they were reported.
     """
@@ -58,25 +58,25 @@ def compare(evaluations: Mapping[int, Mapping[str, float]]) -> list[Comparison]:
 
 
 def split_key(key: str) -> tuple[str, str, str]:
-    """``evaluator/way/measure``; a metric without a way (``sts/spearman``) has an empty one."""
+    """Split ``evaluator/way/measure``; a metric without a way (``sts/spearman``) gets an empty one."""
     evaluator, _, rest = key.partition("/")
     way, _, measure = rest.rpartition("/")
     return evaluator, way, measure
 
 
 def way_label(way: str) -> str:
-    """What one calls a way of scoring."""
+    """The display name of a way of scoring."""
     return LABELS.get(way, way)
 
 
 def grid(comparison: Comparison, width: int) -> Grid:
-    """Cells of the table: ways × measures where that fits ``width`` columns, else one row per way and measure."""
+    """Cells of the table: ways × measures if that fits ``width`` columns, else one row per way and measure."""
     wide = _wide(comparison)
     return wide if grid_width(wide) <= width else _long(comparison)
 
 
 def grid_width(rows: Grid) -> int:
-    """Terminal columns that the rows take, two blanks between the cells."""
+    """Terminal columns that the rows take, with two blanks between cells."""
     return sum(_column_widths(rows)) + 2 * (len(rows[0]) - 1)
 
 

@@ -1,3 +1,3 @@
-"""embed-hello: what a third party writes to bring a model, a loss, a sampler and a checkpoint layout to `embed`."""
+"""embed-hello: a complete third-party plugin with a model, a loss, a sampler and a checkpoint layout for `embed`."""
 
 __version__ = "0.1.0"

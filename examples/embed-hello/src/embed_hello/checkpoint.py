@@ -1,4 +1,4 @@
-"""The layout a finished model leaves in, and the way back: ``model.safetensors``, ``config.json``, ``README.md``."""
+"""Exports and loads the layout of a finished model: ``model.safetensors``, ``config.json``, ``README.md``."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class HelloCheckpointer:
     """Writes the layout."""
 
     def export(self, model: nn.Module, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
-        """Under ZeRO-3 the weights inside ``model`` are empty: only ``state`` is read, and the sizes."""
+        """Write the files. Under ZeRO-3 the weights inside ``model`` are empty, so they are read from ``state``."""
         assert isinstance(model, NgramEncoder), f"the checkpoint kind 'hello' writes 'hello' models, not {type(model)}"
         config = {"layout": LAYOUT, "sizes": asdict(model.sizes), "max_characters": model.max_characters}
         (directory / "config.json").write_text(json.dumps(config, indent=2) + "\n", encoding="utf-8")
@@ -32,7 +32,7 @@ class HelloCheckpointer:
 
 
 def load(path: str | Path, max_characters: int | None = None, **sizes: int) -> NgramEncoder:
-    """The model exported to ``path``.
+    """Load the model exported to ``path``.
 
     ``max_characters`` overrides the exported one; ``sizes`` are only checked. Raises CheckpointError where the
     directory holds no such export, or one of other sizes.

@@ -1,4 +1,4 @@
-"""The configs of the four components: what a user may write, and how each is built. No torch outside ``build``."""
+"""The configs of the four components: the keys a user may write, and how to build each. No torch outside ``build``."""
 
 from __future__ import annotations
 
@@ -30,10 +30,10 @@ class HelloModelConfig(ModelConfig):
     dimension: int | None = Field(default=None, gt=0)
     """Width of the text embedding; None = 128 from scratch, else the directory's."""
     max_characters: int = Field(default=512, gt=0)
-    """Characters of a text that are read; the rest is cut off."""
+    """Number of characters at which texts are cut."""
 
     def build(self, context: BuildContext) -> NgramEncoder:
-        """Raises CheckpointError for a directory without an exported model or of other sizes."""
+        """The model. Raises CheckpointError for a directory without an exported model or of other sizes."""
         from embed_hello.checkpoint import load
         from embed_hello.model import NgramEncoder, Sizes
 
@@ -51,7 +51,7 @@ class HelloLossConfig(LossConfig):
     margin: float = Field(default=0.8, gt=0, le=2)
     """By how much the cosine of the positive must exceed that of a negative."""
     hardest: int = Field(default=8, gt=0)
-    """Negatives of the batch that count for each row, the hardest first."""
+    """Number of negatives of the batch that count for each row, the hardest first."""
 
     def build(self, context: BuildContext) -> HardestMargin:
         from embed_hello.loss import HardestMargin
@@ -60,7 +60,7 @@ class HelloLossConfig(LossConfig):
 
 
 class HelloSamplerConfig(SamplerConfig):
-    """Rows of like length together, the batches in random order."""
+    """Rows of similar length together, the batches in random order."""
 
     kind: Literal["hello"] = "hello"
 

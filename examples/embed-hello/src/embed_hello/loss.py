@@ -13,9 +13,9 @@ from embed_core.types import Batch, LossOutput, Targets
 class HardestMargin(nn.Module):
     """``mean over rows of mean over the k hardest negatives of relu(margin - cos(q, p+) + cos(q, p-))``.
 
-    The hinge of triplet losses (Schroff et al. 2015, FaceNet) against all passages of the batch, reduced to the
-    hardest few (k = 1: the max of hinges of Faghri et al. 2018, VSE++). Passages that are known positives of a row,
-    its own or by equal text, are never its negatives; a row without negatives costs 0.
+    This is the hinge of triplet losses (Schroff et al. 2015, FaceNet) against all passages of the batch, reduced to the
+    hardest few (k = 1: the max of hinges of Faghri et al. 2018, VSE++). Passages that are known positives of a row, its
+    own or by equal text, are never its negatives; a row without negatives costs 0.
     """
 
     def __init__(self, margin: float, hardest: int) -> None:
@@ -24,7 +24,7 @@ class HardestMargin(nn.Module):
         self.hardest = hardest
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """Scalar loss; metrics: ``hinge``, the same, and ``violations``, the share of hinges that are not met."""
+        """Scalar loss; metrics: ``hinge``, equal to the loss, and ``violations``, the share of nonzero hinges."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         assert query_BD is not None, "this loss needs dense embeddings"
         assert passage_PD is not None, "this loss needs dense embeddings"

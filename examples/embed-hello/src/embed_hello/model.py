@@ -1,4 +1,4 @@
-"""A text encoder in one file: character n-grams, hashed into a table, averaged, and a perceptron on top.
+"""A text encoder in one file: averages hashed character n-gram vectors and applies a perceptron.
 
 The n-grams and the hashing are fastText's (Bojanowski et al. 2017, "Enriching Word Vectors with Subword Information").
 Shape suffixes: N texts, L n-grams of the longest text of a chunk, W width of an n-gram vector, D of the embedding.
@@ -23,7 +23,7 @@ PADDING = 0
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """What fixes the shapes of the weights; written into ``config.json``."""
+    """The shapes of the weights; they are written into ``config.json``."""
 
     buckets: int = 16384
     width: int = 128
@@ -31,7 +31,7 @@ class Sizes:
 
 
 class NgramEncoder(nn.Module):
-    """``forward`` gives the L2-normalised mean of a text's n-gram vectors after a residual perceptron."""
+    """``forward`` returns the L2-normalised mean of a text's n-gram vectors after a residual perceptron."""
 
     scores: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
 
@@ -39,7 +39,7 @@ class NgramEncoder(nn.Module):
         super().__init__()
         self.sizes = sizes
         self.max_characters = max_characters
-        # The weights depend on the seed alone, whatever was drawn before.
+        # The weights depend only on the seed, not on random numbers drawn before.
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(seed)
             self.ngrams = nn.EmbeddingBag(sizes.buckets, sizes.width, mode="mean", padding_idx=PADDING)
@@ -47,7 +47,7 @@ class NgramEncoder(nn.Module):
             self.refine = nn.Sequential(nn.GELU(), nn.Linear(sizes.dimension, sizes.dimension))
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """Queries and passages are read alike; a prompt is text like any other."""
+        """Queries and passages are encoded alike; a prompt is read as part of the text."""
         return [self._encoded((prompt or "") + text) for text, prompt in zip(items, prompts, strict=True)]
 
     def _encoded(self, text: str) -> Encoded:
@@ -56,7 +56,7 @@ class NgramEncoder(nn.Module):
         return Encoded(key=array("q", ids).tobytes(), length=max(1, len(ids)), data={"ids": ids})
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        """``ids_NL``, int64, padded with :data:`PADDING`."""
+        """The argument ``ids_NL`` of :meth:`forward`, int64, padded with :data:`PADDING`."""
         longest = max(text.length for text in encoded)
         rows = [[*text.data["ids"], *[PADDING] * (longest - len(text.data["ids"]))] for text in encoded]
         return {"ids_NL": torch.tensor(rows, dtype=torch.int64)}
@@ -74,7 +74,7 @@ def ngram_ids(text: str, buckets: int) -> Sequence[int]:
 
 
 def _ngrams(word: str) -> Iterator[str]:
-    """A word shorter than the longest n-grams has fewer of them, but at least itself: ``<a>``."""
+    """Yields a word's n-grams; a short word has fewer, but at least one: ``<a>``."""
     for size in SIZES_OF_NGRAMS:
         for start in range(len(word) - size + 1):
             yield word[start : start + size]

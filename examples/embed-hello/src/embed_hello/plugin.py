@@ -1,4 +1,4 @@
-"""The hooks. Everything here is imported by ``embed plugins`` and ``embed --help``: no torch."""
+"""The plugin's hooks. ``embed plugins`` and ``embed --help`` import this module, so it imports no torch."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from embed_core.config.recipe import Recipe
 from embed_core.plugin.hookspecs import hookimpl
 
 EMBED_API_VERSION = 1
-"""The hook API this plugin was written for; a core with another one says so instead of failing later."""
+"""The hook API version this plugin was written for; a core with another one reports it instead of failing later."""
 
 
 @hookimpl
@@ -30,7 +30,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 
 @hookimpl
 def embed_register_samplers() -> Sequence[type[SamplerConfig]]:
-    """``hello``: rows of like length together."""
+    """``hello``: rows of similar length together."""
     from embed_hello.config import HelloSamplerConfig
 
     return [HelloSamplerConfig]
@@ -46,7 +46,7 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``hello``: all of the above on the packaged rows."""
+    """``hello``: all of the above, on the packaged rows."""
     from embed_hello.recipe import HelloRecipe
 
     return [HelloRecipe]

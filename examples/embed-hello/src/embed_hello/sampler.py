@@ -1,4 +1,4 @@
-"""A sampler that puts rows of like length into one batch."""
+"""A sampler that puts rows of similar length into one batch."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from embed_core.protocols import Dataset
 
 
 class ByLength:
-    """Rows sorted by length, cut into batches, the batches shuffled anew each epoch.
+    """Rows are sorted by length and cut into batches, which are shuffled in each epoch.
 
-    In-batch negatives of like length cannot be told apart by length. Batches are full: the rows left over lie at a
-    different end of the order each epoch, so that none is left out for good.
+    In-batch negatives of similar length cannot be told apart by length. Batches are full: the rows left over are at
+    another end of the order in each epoch, so that none is always left out.
     """
 
     def __init__(self, dataset: Dataset, batch_size: int, seed: int) -> None:
@@ -31,11 +31,11 @@ class ByLength:
 
     @property
     def draws_per_epoch(self) -> int:
-        """Full batches of one pass."""
+        """Number of full batches in one epoch."""
         return len(self._order) // self._batch_size
 
     def batch(self, draw: int) -> Sequence[int]:
-        """A function of the seed and ``draw`` alone: nothing is remembered from one draw to the next."""
+        """The rows of batch ``draw``, a function of seed and ``draw`` alone: no state is kept between draws."""
         epoch, index = divmod(draw, self.draws_per_epoch)
         rng = np.random.default_rng([self._seed, epoch])
         left_over = len(self._order) - self.draws_per_epoch * self._batch_size
@@ -44,6 +44,6 @@ class ByLength:
 
 
 def _characters(dataset: Dataset, row: int) -> int:
-    # Which of several positives is drawn hardly matters here, so every row is drawn with the same rng.
+    # It hardly matters here which positive is drawn, so every row uses the same rng.
     example = dataset.example(row, np.random.default_rng(0))
     return len(example.query) + max(len(passage) for passage in example.passages)

@@ -11,15 +11,15 @@ from embed_core.config.addons import AddOn, replaced
 
 
 class TeacherAddOn(AddOn):
-    """The rows get a teacher's vectors (dataset kind ``with-teacher``), and the loss gets its part (``distilled``)."""
+    """Adds a teacher's vectors to the rows (dataset kind ``with-teacher``) and its term to the loss (``distilled``)."""
 
     name: ClassVar[str] = "teacher"
     order: ClassVar[int] = 30
 
     teacher_model_name: str | None = None
-    """A teacher to learn from besides: a model directory or a model of the hub; None = none."""
+    """A teacher to learn from as well: a model directory or a model of the hub; None = none."""
     distillation_alpha: float = Field(default=0.5, ge=0, le=1)
-    """Share of the teacher in the loss; the recipe's own loss has the rest."""
+    """Share of the teacher's term in the loss; the recipe's own loss has the rest."""
     teacher_kind: str | None = None
     """Kind of the teacher's model (``vision``); None = a text model of transformers or sentence-transformers."""
 

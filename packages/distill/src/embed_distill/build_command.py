@@ -1,4 +1,4 @@
-"""``embed teacher build``: fill the store for the texts of a run or of a file."""
+"""The command ``embed teacher build``: precomputes the teacher vectors of a run's texts or of a file's texts."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class BuildRequest:
 
     @property
     def of_a_run(self) -> bool:
-        """Whether the texts are those of a run's data."""
+        """Whether the texts come from a run's data."""
         return bool(self.plugins or self.config)
 
     def check(self) -> None:
@@ -121,7 +121,7 @@ def _fill(request: BuildRequest, run: RunConfig | None, context: BuildContext) -
 def _datasets(
     request: BuildRequest, run: RunConfig | None, context: BuildContext, built: dict[str, Dataset]
 ) -> Iterator[tuple[Dataset, WithTeacherConfig | None]]:
-    """What to fill for: the file, or every dataset of the run that has a teacher; with --teacher, every one it has."""
+    """Yields the file, or every dataset of the run that has a teacher; with ``--teacher``, every dataset of the run."""
     if run is None:
         assert request.texts is not None, "check() sees to it"
         yield TextFile(request.texts, cast("Role", request.role)), None
@@ -152,10 +152,8 @@ def _configs(run: RunConfig, *, everyone: bool) -> Iterator[tuple[DatasetConfig,
 
 
 class TextFile:
-    """Texts of a file as a :class:`~embed_core.protocols.Dataset` without rows: they are all a build asks for.
-
-    Raises DataError for a line that is no text.
-    """
+    """Presents the texts of a file as a :class:`~embed_core.protocols.Dataset`. Passages are only in ``texts()``;
+    queries are rows. Raises DataError for a line that is not a text."""
 
     def __init__(self, path: Path, role: Role) -> None:
         self.path, self.name, self._role = path, path.name, role
@@ -166,17 +164,17 @@ class TextFile:
         return len(self._queries)
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """A query without passages."""
+        """The query of this row, without passages."""
         from embed_core.types import Example
 
         return Example(row, self._queries[row], ())
 
     def texts(self) -> Iterator[str]:
-        """The passages."""
+        """Yields the passages."""
         return self._read() if self._role == "passage" else iter(())
 
     def identities(self, row: int) -> Iterable[bytes]:
-        """The text."""
+        """The text itself is its identity."""
         return [self._queries[row].encode("utf-8", "surrogatepass")]
 
     def source(self, row: int) -> str:
@@ -184,11 +182,11 @@ class TextFile:
         return self.name
 
     def held_out(self) -> RetrievalSet | None:
-        """None."""
+        """A file has no evaluation split: None."""
         return None
 
     def fingerprint(self) -> str:
-        """Of the file's content and the role of its texts."""
+        """Hex digest of the file's content and of the role of its texts."""
         digest = blake2b(self._role.encode(), digest_size=16)
         with self.path.open("rb") as file:
             while part := file.read(1 << 24):

@@ -36,7 +36,7 @@ print(model.similarity(queries, documents))
 
 
 def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Layer]) -> None:
-    """A section that says in whose space the vectors lie."""
+    """Append a section that says in whose vector space the student's vectors lie."""
     from embed_distill.models.projection import described
 
     aligned = alignment == "teacher-aligned"
@@ -46,7 +46,7 @@ def append_alignment(directory: Path, alignment: Alignment, layers: Sequence[Lay
 
 
 def append_router(directory: Path, folder: str) -> None:
-    """A section on the model of student and teacher."""
+    """Append a section on the router model, which encodes queries with the student and documents with the teacher."""
     _append(directory, _ROUTER.format(folder=folder))
 
 

@@ -1,4 +1,4 @@
-"""``embed teacher build | stats | verify | gc``: the vectors of teachers, without training. Imports nothing heavy."""
+"""The commands ``embed teacher build | stats | verify | gc`` of the teacher store. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ if TYPE_CHECKING:
 app = typer.Typer(help="Teacher vectors: computed once, kept in a store.", no_args_is_help=True)
 
 Store = Annotated[
-    str | None, typer.Option("--store", metavar="DIR", help="The store; default: teachers in $EMBED_CACHE.")
+    str | None, typer.Option("--store", metavar="DIR", help="Folder of the store; default: teachers in $EMBED_CACHE.")
 ]
 Names = Annotated[
-    list[str] | None, typer.Option("--teacher", "-t", help="Only this one, by its name or its folder's. Repeatable.")
+    list[str] | None, typer.Option("--teacher", "-t", help="Only this teacher, by name or folder. Repeatable.")
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 
@@ -44,7 +44,7 @@ def build(
     device: Annotated[str, typer.Option(help="auto, cpu or cuda.")] = "auto",
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
 ) -> None:
-    """Compute what the store lacks of a run's texts, or of a file's. Killed, the same command goes on."""
+    """Precompute the teacher vectors that the store lacks, of a run's or a file's texts. Run it again after a kill."""
     from embed_distill.build_command import BuildRequest, execute
 
     request = BuildRequest(
@@ -63,7 +63,7 @@ def build(
 
 @app.command()
 def stats(store: Store = None, teacher: Names = None, json_: Json = False) -> None:
-    """What is in the store: teachers, vectors, bytes, last use."""
+    """Show what the store holds: teachers, vectors, bytes, last use."""
     from embed_distill.store.inventory import kept
 
     root = _root(store)
@@ -88,7 +88,7 @@ def stats(store: Store = None, teacher: Names = None, json_: Json = False) -> No
 def verify(
     store: Store = None,
     teacher: Names = None,
-    repair: Annotated[bool, typer.Option("--repair", help="Drop what is damaged: it is computed again.")] = False,
+    repair: Annotated[bool, typer.Option("--repair", help="Remove damaged vectors: they are computed again.")] = False,
 ) -> None:
     """Check every vector against its checksum."""
     from embed_distill.store.inventory import kept
@@ -112,11 +112,11 @@ def verify(
 @app.command()
 def gc(
     store: Store = None,
-    unused_days: Annotated[float | None, typer.Option(min=0, help="Files that no run has read for so long go.")] = None,
+    unused_days: Annotated[float | None, typer.Option(min=0, help="Remove files not read for so long.")] = None,
     keep: Annotated[
-        list[str] | None, typer.Option(help="All teachers but this one go, by its name or folder. Repeatable.")
+        list[str] | None, typer.Option(help="Remove all teachers but this one (name or folder). Repeatable.")
     ] = None,
-    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only say what would go.")] = False,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Only print what would be removed.")] = False,
 ) -> None:
     """Remove vectors: those not used for some days, or those of other teachers."""
     from embed_core.errors import ConfigError
@@ -133,7 +133,7 @@ def gc(
 
 
 def _root(store: str | None) -> Path:
-    """Raises DataError where there is no store."""
+    """The store's folder. Raises DataError where it does not exist."""
     from embed_core.config.context import cache_root
     from embed_distill.store.inventory import store_root
 

@@ -19,12 +19,12 @@ if TYPE_CHECKING:
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""
 EMBED_USES = ("mrl",)
-"""embed-mrl, where it is installed: the recipe's MRL mode compiles to its loss, evaluator and checkpoint."""
+"""embed-mrl is activated too where it is installed: the recipe's MRL mode compiles to its components."""
 
 
 @hookimpl
 def embed_register_models() -> Sequence[type[ModelConfig]]:
-    """``projected``: another model and a projection; ``from-teacher``: one that starts from a teacher's layers."""
+    """``projected`` wraps a model with a projection; ``from-teacher`` starts one from a teacher's layers."""
     from embed_distill.models.config import FromTeacherModelConfig, ProjectedModelConfig
 
     return [ProjectedModelConfig, FromTeacherModelConfig]
@@ -32,7 +32,7 @@ def embed_register_models() -> Sequence[type[ModelConfig]]:
 
 @hookimpl
 def embed_register_losses() -> Sequence[type[LossConfig]]:
-    """What compares with a teacher, ``spread-out``, ``weighted-sum``; ``distilled``: another loss and a teacher's."""
+    """Losses against a teacher, ``spread-out``, ``weighted-sum``; ``distilled`` adds a teacher to any loss."""
     from embed_distill.losses.config import (
         DistilledConfig,
         MarginMSEConfig,
@@ -60,7 +60,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 
 @hookimpl
 def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
-    """``plain-texts``; ``with-teacher`` and ``with-trained-teacher``: another dataset with a teacher's vectors."""
+    """``plain-texts``; ``with-teacher`` and ``with-trained-teacher`` wrap a dataset with a teacher's vectors."""
     from embed_distill.datasets.config import PlainTextsConfig, WithTeacherConfig
     from embed_distill.teacher.train_config import WithTrainedTeacherConfig
 
@@ -69,7 +69,7 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
 
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
-    """``distilled``: a router of student and teacher, or another layout; ``artifacts``: another layout, copied."""
+    """``distilled`` may add a router of student and teacher to a layout; ``artifacts`` copies its export."""
     from embed_distill.export.config import ArtifactsConfig, DistilledCheckpointConfig
 
     return [DistilledCheckpointConfig, ArtifactsConfig]
@@ -77,7 +77,7 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
 
 @hookimpl
 def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
-    """``two-by-two``: student and teacher on either side."""
+    """``two-by-two``, the asymmetric evaluation of student and teacher."""
     from embed_distill.evaluation.config import TwoByTwoConfig
 
     return [TwoByTwoConfig]
@@ -93,7 +93,7 @@ def embed_register_addons() -> Sequence[type[AddOn]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``distill``, what ``embed run --plugin distill`` runs."""
+    """``distill``, the recipe that ``embed run --plugin distill`` runs."""
     from embed_distill.recipe.recipe import DistillRecipe
 
     return [DistillRecipe]
@@ -109,7 +109,7 @@ def embed_register_commands(app: typer.Typer) -> None:
 
 @hookimpl(trylast=True)
 def embed_run_ended(event: RunEvent) -> None:
-    """The 2×2 table after the display's own, and the copy of the model that the recipe was asked for."""
+    """Print the 2×2 table after the display's own output, and make the copy of the model that the recipe asks for."""
     from embed_distill.export.run_end import ended
 
     if event.rank == 0 and event.error is None:

@@ -57,7 +57,7 @@ class QwenRecipe(TrainingKeys, EvaluationKeys, LengthKeys, NegativesKeys, Temper
     infonce_use_batch: bool | None = None
     """Other rows' passages are negatives too; None = true."""
     infonce_hard_negatives: int | None = Field(default=None, gt=0)
-    """Of infonce: hard negatives of each row, more are left out, fewer drawn again; None = as many as it has."""
+    """For infonce, hard negatives of each row: more are left out, fewer drawn again; None = as many as it has."""
     infonce_mask_fake_negative: bool | None = None
     """Leave out what scores above the positive by more than the margin; None = true of qwen3 and a trained model, else
     false: a random decoder has most to learn from that."""

@@ -27,13 +27,13 @@ SCRATCH_LOSS = {"infonce_mask_fake_negative": False}
 it stands still for half as long again."""
 
 CURRICULUM_LEARNING_RATE = 1e-5
-"""Of stage 1 for a trained model, where none is given."""
+"""The learning rate of stage 1 for a trained model, where none is given."""
 EPOCHS = (0.3, 0.4, 0.3)
 """Share of the epochs of each stage: 3, 4 and 3 of ARK's ten."""
 RATES = (1.0, 0.8, 0.4)
 """Learning rate of each stage, of the first one's."""
 SHORT_EPOCHS = (10 / 16, 3 / 16, 3 / 16)
-"""The same of a random decoder, most of whose learning is in its first pass."""
+"""The stages' epochs for a random decoder, most of whose learning is in its first pass."""
 WARMUP_STEPS = (50, 0, 0)
 
 _PREFIX = "infonce_"

@@ -124,7 +124,7 @@ class OutputKeys(Section):
 
     @property
     def directory(self) -> Path | None:
-        """Of the run and the model; ``None`` where neither key is set."""
+        """The directory of the run and the model; ``None`` where neither key is set."""
         if self.save_dir is None and self.save_name is None:
             return None
         return (self.save_dir or Path("outputs")) / (self.save_name or "sbert")

@@ -13,12 +13,12 @@ if TYPE_CHECKING:
     from embed_core.events import RunEvent
 
 EMBED_USES = ("mrl", "distill")
-"""Plugins whose add-ons this one's recipe takes, where they are installed: Matryoshka, and a teacher."""
+"""Plugins whose add-ons (Matryoshka, a teacher) this one's recipe takes where they are installed."""
 
 
 @hookimpl
 def embed_register_models() -> Sequence[type[ModelConfig]]:
-    """``vision``, which is ``clip``, ``composed`` or ``vlm``."""
+    """``vision`` chooses between ``clip``, ``composed`` and ``vlm``."""
     from embed_vision.models.config import ClipConfig, ComposedConfig, VisionConfig, VlmConfig
 
     return [VisionConfig, ClipConfig, ComposedConfig, VlmConfig]
@@ -26,7 +26,7 @@ def embed_register_models() -> Sequence[type[ModelConfig]]:
 
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
-    """``vision``: model, processor and config."""
+    """``vision`` writes model, processor and config."""
     from embed_vision.models.config import VisionCheckpointConfig
 
     return [VisionCheckpointConfig]
@@ -34,7 +34,7 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
 
 @hookimpl
 def embed_register_losses() -> Sequence[type[LossConfig]]:
-    """``clip``, ``siglip``, ``triplet``, ``cosent``."""
+    """The losses ``clip``, ``siglip``, ``triplet`` and ``cosent``."""
     from embed_vision.losses.config import ClipLossConfig, CoSENTLossConfig, SiglipLossConfig, TripletLossConfig
 
     return [ClipLossConfig, SiglipLossConfig, TripletLossConfig, CoSENTLossConfig]
@@ -42,7 +42,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 
 @hookimpl
 def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
-    """``image-text``: rows with pictures, in files; ``pictures``: the embedded ones."""
+    """``image-text`` reads rows with pictures from files; ``pictures`` has the embedded ones."""
     from embed_vision.datasets.config import ImageTextConfig, PicturesConfig
 
     return [ImageTextConfig, PicturesConfig]
@@ -50,7 +50,7 @@ def embed_register_datasets() -> Sequence[type[DatasetConfig]]:
 
 @hookimpl
 def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
-    """``image-text-retrieval``: in either direction, with a gallery; ``validation-loss``."""
+    """``image-text-retrieval`` in either direction, with a gallery; ``validation-loss``."""
     from embed_vision.evaluation.config import ImageTextRetrievalConfig, ValidationLossConfig
 
     return [ImageTextRetrievalConfig, ValidationLossConfig]
@@ -58,7 +58,7 @@ def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``vision``, what ``embed run --plugin vision`` runs."""
+    """``vision``, the recipe that ``embed run --plugin vision`` runs."""
     from embed_vision.recipe.recipe import VisionRecipe
 
     return [VisionRecipe]
@@ -66,7 +66,7 @@ def embed_register_recipes() -> Sequence[type[Recipe]]:
 
 @hookimpl(trylast=True)
 def embed_run_ended(event: RunEvent) -> None:
-    """What sample queries find, before and after, as a picture in the run's directory, where an evaluation asks."""
+    """Write the galleries of sample queries, before and after, into the run's directory, where an evaluation asks."""
     from embed_vision.evaluation.gallery import write_albums
 
     write_albums(event)

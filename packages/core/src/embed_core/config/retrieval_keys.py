@@ -124,7 +124,7 @@ class EvaluationKeys(HeldOutKeys):
         return [] if held_out == 0 else [one]
 
     def sanity_evaluation(self) -> list[dict[str, Any]]:
-        """The same for ``--sanity``."""
+        """``evaluation`` of the run under ``--sanity``."""
         return [{**one, **SANITY_LIMITS} for one in self.compile_evaluation()]
 
 

@@ -111,7 +111,7 @@ class CheckpointKeys(Recipe):
     """Training states kept, besides the best one."""
 
     def compile_checkpoint(self) -> dict[str, Any]:
-        """Of the run's ``checkpoint`` all but the layout."""
+        """``checkpoint`` of the run, all but the layout."""
         by_steps = {"every_steps": self.save_steps, "every_minutes": 0} if self.save_steps else {}
         return {"keep_last": self.save_total_limit, **by_steps}
 

@@ -86,11 +86,11 @@ class RetrievalDataset:
         return dict.fromkeys(raw[at : at + 8] for at in range(0, len(raw), 8))
 
     def identity_blocks(self) -> Blocks:
-        """Of all rows at once: (how many each, the identities row after row), in blocks; faster than row by row."""
+        """The identities of all rows in blocks: how many each has, and they row after row. Faster than row by row."""
         return self._catalogue.identity_blocks(self._rows.blocks)
 
     def identity_blocks_of(self, rows: NDArray[np.integer]) -> Blocks:
-        """The same of ``rows``, ascending; a row may occur several times."""
+        """The identities of ``rows``, which ascend; a row may occur several times."""
         return self._catalogue.identity_blocks(lambda: self._rows.blocks_of(rows))
 
     def source(self, row: int) -> str:
@@ -102,7 +102,7 @@ class RetrievalDataset:
         return TrainingTexts(self._catalogue, self._rows.blocks)
 
     def texts_of(self, rows: NDArray[np.integer]) -> TrainingTexts:
-        """The same of ``rows``, ascending and each once."""
+        """The training texts of ``rows``, which ascend and occur once each."""
         return TrainingTexts(self._catalogue, lambda: self._rows.blocks_of(rows))
 
     def without_in_batch_negatives(self) -> list[str]:

@@ -145,7 +145,7 @@ class ChangedRows(ABC):
         return self.inner.identities(row)
 
     def identity_blocks(self) -> Blocks:
-        """The same of all rows, in blocks, as fast as ``inner`` gives them."""
+        """The identities of all rows, in blocks, as fast as ``inner`` gives them."""
         return iter(identity_blocks(self.inner)())
 
     def source(self, row: int) -> str:

@@ -22,7 +22,7 @@ class MaskConfig(Section):
     same_text: bool = True
     """Passages whose text is a known positive of the query, or of another row of the batch with the same query text."""
     same_id: bool = True
-    """The same by external document id, for passages that have one."""
+    """Mask passages whose external document id is that of a known positive, where they have one."""
     margin: float | None = None
     """Passages scoring above the query's own positive + margin (units of similarity, before the temperature; no
     gradient through the comparison); None = off. Negative is stricter: -0.05 masks all within 0.05 of the positive."""

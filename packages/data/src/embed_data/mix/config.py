@@ -33,7 +33,7 @@ class SourceConfig(FileFields):
     data_ratio: float | None = Field(default=None, ge=0)
     """Share of `num_total_data`; shares are relative to their sum. None, everywhere = as the sources' sizes are."""
     weight: float = Field(default=1.0, gt=0)
-    """Of the source's rows in the loss (by the loss kind `by-source`): 0.5 halves their gradient."""
+    """Weight of the source's rows in the loss (by the loss kind `by-source`): 0.5 halves their gradient."""
     prompt: str | None = None
     """Put before the source's queries, unless a row has its own; None = the mix's `query_prompt`."""
     passage_prompt: str | None = None
@@ -87,7 +87,7 @@ class MixConfig(RetrievalFields):
     datasets: tuple[SourceConfig, ...]
     """The sources."""
     on_bad_row: Literal["error", "skip"] = "error"
-    """Of every source that does not say it itself."""
+    """The default of every source that does not set the key itself."""
     held_out_rows: int | None = Field(default=0, ge=0)
     """Rows held out for evaluation, at most, from all file sources in proportion to their sizes; None = a tenth, at
     most 200. Rows of any source that share a query or a positive with what is held out are left out of training."""
@@ -234,9 +234,9 @@ class BySourceLossConfig(LossConfig):
 
     kind: Literal["by-source"] = "by-source"
     inner: LossConfig
-    """Of all rows of `in-batch` sources."""
+    """The loss of all rows of `in-batch` sources."""
     own_only: LossConfig | None = None
-    """Of the rows of `own-only` sources: `{kind: infonce, in_batch: false}`; needed where there is such a source."""
+    """The loss of rows of `own-only` sources, which such sources need: `{kind: infonce, in_batch: false}`."""
 
     def build(self, context: BuildContext) -> BySourceLoss:
         """Looks at the run's dataset. Raises ConfigError where it is no mix, or has own-only sources without a loss."""

@@ -42,7 +42,7 @@ class Part:
 
     @property
     def name(self) -> str:
-        """Of the source."""
+        """The name of the source."""
         return self.config.name
 
 

@@ -37,9 +37,9 @@ class Lengths:
     exact: bool
     """Whether all rows were measured."""
     characters: int
-    """Of all the source's rows in the mix, once over."""
+    """Characters of all the source's rows in the mix, once over."""
     tokens: int | None = None
-    """The same in tokens, special ones included, cut at the maximum length."""
+    """Tokens of these rows, special ones included, cut at the maximum length."""
     truncated: float | None = None
     """Share of the texts that are longer than the maximum length."""
 
@@ -55,7 +55,7 @@ def lines(config: MixConfig, dataset: MixDataset, opened: Sequence[Opened]) -> l
 
 
 def rows(config: MixConfig, dataset: MixDataset, opened: Sequence[Opened]) -> list[dict[str, Any]]:
-    """The same as plain data, one mapping per source."""
+    """The table as plain data, one mapping per source."""
     tokenizer = _tokenizer(config.tokenizer)
     parts = {part.name: part for part in dataset.parts}
     facts = []

@@ -15,7 +15,7 @@ QUERY_WORDS = 4
 """A shorter first paragraph ("Constructor.") asks for nothing in particular."""
 QUERY_CHARACTERS = 300
 LETTERS_SHARE = 0.8
-"""Of a query; below, it is a formula, a grammar or a table."""
+"""The least share of letters in a query; below, it is a formula, a grammar or a table."""
 SIGNATURE_CHARACTERS = 300
 REST_CHARACTERS = 40
 """Less text than that after the first paragraph counts as none."""

@@ -16,31 +16,31 @@ if TYPE_CHECKING:
 
 
 class WithTeacherConfig(DatasetConfig):
-    """Another dataset, whose rows also have a teacher's vectors of their query and passages.
+    """Another dataset, whose rows also carry a teacher's vectors of their query and passages.
 
     A vector is computed once and kept in the teacher store, for all ranks, phases and runs.
     """
 
     kind: Literal["with-teacher"] = "with-teacher"
     inner: DatasetConfig
-    """The dataset, of any kind."""
+    """The dataset that supplies the rows, of any kind."""
     teachers: tuple[TeacherConfig, ...] = Field(min_length=1)
-    """One or more. The vectors of several stand side by side, each of unit length, and so is the whole."""
+    """One or more. The vectors of several are scaled to unit length and concatenated to one of unit length."""
     store: str | None = None
-    """Folder of the vectors; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
+    """Folder of the teacher store; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
     dtype: Literal["fp16", "int8"] = "fp16"
-    """How they are kept: 2 bytes a value, or 1 and a scale per vector."""
+    """Storage format of the vectors: `fp16` takes 2 bytes a value, `int8` 1 byte and one scale per vector."""
     compute: Literal["ahead", "lazy"] = Field(default="ahead", validation_alias=AliasChoices("compute", "build"))
-    """`ahead` computes all before the first step, which is resumable; `lazy` those of a batch when it is drawn. Also
-    written `build`."""
+    """`ahead` computes all vectors before the first step and can be resumed; `lazy` computes a batch's vectors when the
+    batch is drawn. The key may also be written `build`."""
 
     def build(self, context: BuildContext) -> Dataset:
-        """The dataset; with `ahead`, all ranks fill the store first. Raises what the inner one raises, CheckpointError
-        for a teacher that is not there, ConfigError for one that cannot be used, DataError for the store."""
+        """Build the dataset; with `ahead`, all ranks fill the store. Raises what the inner one raises, CheckpointError
+        for a missing teacher, ConfigError for one that cannot be used, DataError for the store."""
         return self._taught(self.inner.build(context), context)
 
     def around(self, dataset: Dataset, context: BuildContext) -> Dataset:
-        """The same around rows that a Python program gives."""
+        """Wrap a dataset that was passed from Python as :meth:`build` would wrap its own."""
         return self._taught(self.inner.around(dataset, context), context)
 
     def _taught(self, inner: Dataset, context: BuildContext) -> WithTeacher:
@@ -51,18 +51,18 @@ class WithTeacherConfig(DatasetConfig):
 
 
 class PlainTextsConfig(DatasetConfig):
-    """Single texts, the queries and positives of the rows of other datasets: what a student learns a teacher's vectors
-    on. A row is a text as its own query and passage, so that a model without prompts encodes it once."""
+    """Single texts, taken from the queries and positives of other datasets: a student learns a teacher's vectors on
+    them. Each row has one text as both query and passage, so a model without prompts encodes it only once."""
 
     kind: Literal["plain-texts"] = "plain-texts"
     datasets: tuple[DatasetConfig, ...] = Field(min_length=1)
-    """Where the texts are from: datasets of any kind."""
+    """Datasets of any kind that supply the texts."""
     max_samples_per_dataset: int | None = Field(default=None, gt=0)
-    """Texts drawn of each dataset at most, by the run's seed; None = all. A text that occurs in several rows may be
-    drawn as often."""
+    """Largest number of texts to draw from each dataset, by the run's seed; None = all. A text that occurs in several
+    rows may be drawn several times."""
 
     def build(self, context: BuildContext) -> Dataset:
-        """Reads the datasets. Raises what they raise."""
+        """Build the datasets and draw the texts. Raises what they raise."""
         from embed_distill.datasets.plain_texts import Part, PlainTexts, drawn
 
         parts = []

@@ -1,4 +1,4 @@
-"""Single texts of other datasets' rows, by number, without a list of them."""
+"""A dataset of single texts from other datasets' rows, addressed by number instead of held in a list."""
 
 from __future__ import annotations
 
@@ -22,15 +22,15 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Part:
-    """A dataset and the texts drawn of it."""
+    """A dataset and the numbers of the texts that were drawn from it."""
 
     dataset: Dataset
     slots: NDArray[np.int64]
-    """Ascending: twice the row for its query, one more for its positive."""
+    """Ascending: slot 2·row is a row's query, slot 2·row + 1 its positive."""
 
 
 def drawn(rows: int, limit: int | None, seed: Sequence[int]) -> NDArray[np.int64]:
-    """At most ``limit`` slots of a dataset of ``rows``, ascending; all of them for None. The same for the same seed."""
+    """At most ``limit`` slots of a dataset of ``rows``, ascending; None = all. The same seed gives the same slots."""
     if limit is None or limit >= 2 * rows:
         return np.arange(2 * rows)
     rng = np.random.default_rng(list(seed))
@@ -38,7 +38,7 @@ def drawn(rows: int, limit: int | None, seed: Sequence[int]) -> NDArray[np.int64
 
 
 class PlainTexts:
-    """See :class:`embed_core.protocols.Dataset`. Memory grows by 8 bytes a text."""
+    """Implements :class:`embed_core.protocols.Dataset`. Memory grows by 8 bytes a text."""
 
     def __init__(self, parts: Sequence[Part], name: str = "plain texts") -> None:
         self.name, self._parts = name, parts
@@ -48,24 +48,24 @@ class PlainTexts:
         return self._bounds[-1]
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """The text on both sides. Of a row with several positives ``rng`` draws one."""
+        """One text as query and passage. ``rng`` chooses one positive where the row has several."""
         part, slot = self._at(row)
         of = part.dataset.example(slot >> 1, rng)
         text = of.passages[0] if slot & 1 else of.query
         return Example(row, text, (text,), source=of.source or part.dataset.name, place=of.place)
 
     def identities(self, row: int) -> Iterable[bytes]:
-        """Those of the row the text is from."""
+        """The identities of the row that the text comes from."""
         part, slot = self._at(row)
         return part.dataset.identities(slot >> 1)
 
     def source(self, row: int) -> str:
-        """That of the row the text is from."""
+        """The source of the row that the text comes from."""
         part, slot = self._at(row)
         return part.dataset.source(slot >> 1)
 
     def texts(self) -> Iterator[str]:
-        """Every text that may be drawn, once."""
+        """Yields every text that may be drawn, once."""
         seen = set[bytes]()
         for part in self._parts:
             for slot in part.slots.tolist():
@@ -79,7 +79,7 @@ class PlainTexts:
         return next((split for part in self._parts if (split := part.dataset.held_out()) is not None), None)
 
     def fingerprint(self) -> str:
-        """Hex digest of the datasets and of what is drawn of them."""
+        """Hex digest of the datasets and of the slots drawn from them."""
         digest = blake2b(digest_size=16)
         for part in self._parts:
             digest.update(part.dataset.fingerprint().encode())
@@ -92,7 +92,7 @@ class PlainTexts:
 
 
 def _may_be(dataset: Dataset, slot: int) -> tuple[Item, ...]:
-    """The query, or every positive of the row: which of them is drawn changes from epoch to epoch."""
+    """The query, or every positive of the row, because the positive that is drawn changes from epoch to epoch."""
     of = dataset.example(slot >> 1, np.random.default_rng(0))
     if not slot & 1:
         return (of.query,)

@@ -1,4 +1,4 @@
-"""A dataset around another one, whose rows have a teacher's vectors too."""
+"""A dataset wrapper that adds a teacher's vectors to each row."""
 
 from __future__ import annotations
 
@@ -19,14 +19,14 @@ if TYPE_CHECKING:
     from embed_distill.teacher.cached import Sources
 
 ALSO = ("identity_blocks", "row")
-"""What a dataset may have besides: identities of all rows at once, and whole rows (to mine other negatives for)."""
+"""Optional attributes taken from the inner dataset: all rows' identities at once; whole rows (for mining negatives)."""
 
 
 class WithTeacher:
-    """See :class:`embed_core.protocols.Dataset` and :class:`~embed_core.protocols.CompletesExamples`.
+    """Implements :class:`embed_core.protocols.Dataset` and :class:`~embed_core.protocols.CompletesExamples`.
 
-    All but the vectors is the inner dataset's. ``sources.computed`` and ``sources.found`` count vectors that were
-    computed by a teacher and read from the store.
+    Everything but the vectors comes from the inner dataset. ``sources.computed`` counts the vectors that a teacher
+    computed, ``sources.found`` those that were read from the store.
     """
 
     def __init__(self, inner: Dataset, sources: Sources) -> None:
@@ -39,13 +39,13 @@ class WithTeacher:
         return len(self.inner)
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """The inner dataset's, without vectors: those are cheaper for many rows at once."""
+        """The inner dataset's row, without vectors: :meth:`complete` adds those more cheaply, for many rows."""
         return self.inner.example(row, rng)
 
     def complete(self, examples: Sequence[Example]) -> list[Example]:
-        """The rows with the teacher's vectors of their queries and passages; each distinct text is asked for once.
+        """Add the teacher's vectors of queries and passages to the rows; each distinct text is looked up once.
 
-        The teacher uses its own prompts; those of the rows are the student's.
+        The teacher uses its own prompts; the prompts of the rows are for the student.
         """
         if provides(self.inner, CompletesExamples):
             examples = self.inner.complete(examples)
@@ -78,21 +78,21 @@ class WithTeacher:
         return self.inner.held_out()
 
     def fingerprint(self) -> str:
-        """Hex digest of the inner dataset, of the teachers, and of how their vectors are kept."""
+        """Hex digest of the inner dataset, the teachers, and the storage format of their vectors."""
         return blake2b(f"{self.inner.fingerprint()}|{self.sources.fingerprint()}".encode(), digest_size=16).hexdigest()
 
 
 def with_teacher(
     inner: Dataset, sources: Sources, compute: Literal["ahead", "lazy"], context: BuildContext
 ) -> WithTeacher:
-    """The dataset, its store filled where that is to be done ahead. Every rank has to call it."""
+    """Wrap ``inner``; with ``compute="ahead"`` the store is filled first. Every rank has to call this."""
     for source in sources.each:
         if compute == "ahead":
             fill(inner, source, context)
         elif is_complete(inner, source):
             context.announce(f"teacher: all vectors are in the store, 0 to compute: {source.config.label}")
         else:
-            # Now, in the main thread: it draws from torch's generator, and the batches are drawn in another one.
+            # Load now, in the main thread: loading draws from torch's generator; batches come from another thread.
             source.load(together=True)
             context.announce(f"teacher: vectors are computed as they are needed, and kept in {source.folder}")
     return WithTeacher(inner, sources)

@@ -1,1 +1,1 @@
-"""Student and teacher evaluated against each other."""
+"""Asymmetric evaluation: retrieval in which student and teacher each encode queries or documents."""

@@ -1,4 +1,4 @@
-"""Student and teacher against one another: who encodes the queries, and who the documents."""
+"""Asymmetric evaluation (kind ``two-by-two``): student and teacher each encode queries or documents."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 
 
 class TwoByTwoEvaluator(RetrievalEvaluator):
-    """``student-student/…``, ``student-teacher/…`` (queries-documents), and ``kept/…``: the first as a share of
-    ``teacher-teacher``."""
+    """Reports ``student-student/…``, ``student-teacher/…`` (query encoder first) and so on, and the share of
+    ``teacher-teacher`` that ``student-student`` keeps as ``kept/…``."""
 
     def __init__(self, config: TwoByTwoConfig, data: RetrievalSet, announce: Announce, teachers: Sources) -> None:
         super().__init__(config, data, announce)
@@ -33,12 +33,12 @@ class TwoByTwoEvaluator(RetrievalEvaluator):
         self._teacher_metrics: dict[str, float] | None = None
 
     def evaluate(self, encoder: Encoder) -> Mapping[str, float]:
-        """The same on every rank. Raises ConfigError for a model without dense vectors."""
+        """The metrics, the same on every rank. Raises ConfigError for a model without dense vectors."""
         own = {way: top.keys_QK.cpu() for way, top in self._rank(encoder).items()}
         for source in self._teachers.each:
-            source.unload()  # the student trains on: the memory is its own
+            source.unload()  # training goes on and needs the memory
         everyone = encoder.gather(own)
-        # One rank computes and all take its figures, as the core's evaluator does.
+        # Rank 0 computes the metrics and all ranks use its figures, as in the core's evaluator.
         found: dict[str, float] = encoder.gather(self._metrics(everyone) if encoder.rank == 0 else None)[0]
         if self._teacher_metrics is None:
             self._teacher_metrics = {
@@ -47,7 +47,7 @@ class TwoByTwoEvaluator(RetrievalEvaluator):
         return _with_shares({**found, **self._teacher_metrics})
 
     def _rank(self, encoder: Encoder) -> dict[str, TopK]:
-        """This rank's documents, by every pair that has a common width."""
+        """Rank this rank's documents for every pair of encoders whose vectors have equal width."""
         queries = list(self.data.queries.values())
         student_QD, teacher_QW = self._student(encoder, queries, "query"), self._teacher(queries, "query")
         by = {"student": student_QD, "teacher": teacher_QW.to(student_QD.device)}
@@ -69,7 +69,7 @@ class TwoByTwoEvaluator(RetrievalEvaluator):
         return tops
 
     def _is_due(self, way: str, same_width: bool) -> bool:
-        """The teacher by itself is always the same."""
+        """Whether this pair can be ranked and has to be: teacher-teacher never changes, so it is ranked only once."""
         if way == "teacher-teacher":
             return self._teacher_metrics is None
         return same_width or way == "student-student"
@@ -86,7 +86,7 @@ class TwoByTwoEvaluator(RetrievalEvaluator):
 
 
 def _with_shares(metrics: Mapping[str, float]) -> dict[str, float]:
-    """The metrics in the order of :data:`WAYS`, the best-model measure first, then what is kept of the teacher."""
+    """The metrics in the order of :data:`WAYS`, so the best-model measure is first; then the shares of the teacher."""
     ordered = {name: metrics[name] for way in WAYS for name in metrics if name.startswith(f"{way}/")}
     for share, way in ((KEPT, "student-student"), (KEPT_ASYMMETRIC, "student-teacher")):
         for name in metrics:

@@ -17,23 +17,23 @@ if TYPE_CHECKING:
 
 
 class TwoByTwoConfig(RetrievalEvaluatorConfig):
-    """Exact retrieval by student and teacher: either may encode the queries, either the documents.
+    """Asymmetric evaluation: exact retrieval with student or teacher as encoder of the queries and of the documents.
 
-    The mixed pairs are there where both have vectors of one width: student's queries on a teacher's index. Teacher
-    vectors come from the teacher store, and are computed once.
+    The mixed pairs, such as student's queries on the teacher's index, are evaluated where both have vectors of one
+    width. Teacher vectors come from the teacher store and are computed once.
     """
 
     kind: Literal["two-by-two"] = "two-by-two"  # type: ignore[assignment] # another kind, with the same fields
     teachers: tuple[TeacherConfig, ...] = ()
-    """The teachers, as in the dataset kind `with-teacher`. Either these or ``teacher``."""
+    """The teachers, as in the dataset kind `with-teacher`. Give either these or ``teacher``."""
     teacher: TrainedTeacher | None = None
     """A teacher that is trained first, as in the dataset kind `with-trained-teacher`."""
     store: str | None = None
-    """Folder of the vectors; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
+    """Folder of the teacher store; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
     dtype: Literal["fp16", "int8"] = "fp16"
-    """How they are kept, as in `with-teacher`."""
+    """Storage format of the vectors, as in `with-teacher`."""
     measures: tuple[str, ...] = Field(default=("nDCG@10",), min_length=1)
-    """Measures by their ir-measures names."""
+    """The measures to report, by their ir-measures names."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:

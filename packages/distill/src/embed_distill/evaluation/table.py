@@ -1,4 +1,4 @@
-"""The 2×2 table of a run's last evaluation: read off its metrics, for the terminal and for a file."""
+"""The 2×2 table of a run's last asymmetric evaluation, built from its metrics, for the terminal and for a file."""
 
 from __future__ import annotations
 
@@ -12,24 +12,24 @@ if TYPE_CHECKING:
     from embed_core.events import RunEvent
 
 FILE = "two-by-two.md"
-"""What a run's output directory holds besides."""
+"""Name of the file in the run's output directory that holds the tables."""
 WAYS = ("student-student", "student-teacher", "teacher-student", "teacher-teacher")
-"""Who encodes the queries, and who the documents."""
+"""The pairs of encoders: the first name encodes the queries, the second the documents."""
 KEPT, KEPT_ASYMMETRIC = "kept", "kept-asymmetric"
-"""Student by student, and student's queries on the teacher's documents, as shares of teacher by teacher."""
+"""Prefixes of the metrics that give student-student, and student-teacher, as shares of teacher-teacher."""
 
 
 @dataclass(frozen=True)
 class Square:
-    """One evaluator's figures by one measure."""
+    """One evaluator's four figures of one measure."""
 
     evaluator: str
     measure: str
     values: Mapping[str, float]
-    """Of :data:`WAYS` those that there are."""
+    """Figures by pair of encoders; pairs of :data:`WAYS` that were not evaluated are absent."""
 
     def cell(self, queries: str, documents: str) -> str:
-        """A figure, with its share of the teacher's."""
+        """One figure as text, with its share of teacher-teacher."""
         value = self.values.get(f"{queries}-{documents}")
         if value is None:
             return "–"
@@ -39,7 +39,7 @@ class Square:
 
 
 def squares(metrics: Mapping[str, float]) -> list[Square]:
-    """Those that kind ``two-by-two`` gave, in the order of the metrics."""
+    """The tables found in the metrics that kind ``two-by-two`` reported, in the order of the metrics."""
     found: dict[tuple[str, str], dict[str, float]] = {}
     for name, value in metrics.items():
         evaluator, way, measure = (*name.split("/", 2), "", "")[:3]
@@ -49,7 +49,7 @@ def squares(metrics: Mapping[str, float]) -> list[Square]:
 
 
 def table(square: Square) -> Table:
-    """For the terminal."""
+    """The table as rich shows it in the terminal."""
     from rich.table import Table
 
     shown = Table(title=f"{square.evaluator}: {square.measure} (share of the teacher kept)", title_justify="left")
@@ -62,7 +62,7 @@ def table(square: Square) -> Table:
 
 
 def markdown(square: Square) -> str:
-    """For a file."""
+    """The table as Markdown."""
     lines = [
         f"## {square.evaluator}: {square.measure}",
         "",
@@ -77,9 +77,9 @@ def markdown(square: Square) -> str:
 
 
 def report(event: RunEvent) -> None:
-    """Print the table of each evaluator's first measure, and write all of them into the output directory.
+    """Print the table of each evaluator's first measure, and write all tables into the output directory.
 
-    A file that cannot be written is said so: the run itself has succeeded.
+    If the file cannot be written, a line says so and the run still counts as a success.
     """
     last = event.evaluations[max(event.evaluations)] if event.evaluations else {}
     found = squares(last)

@@ -20,21 +20,21 @@ class RouterConfig(Section):
     """One sentence-transformers model of student and teacher, in the folder ``router`` of the export."""
 
     teacher: str
-    """The teacher: a directory or a model of the hub, as sentence-transformers loads it. It is written out again."""
+    """The teacher, a directory or a model of the hub that sentence-transformers loads; a copy is written."""
     teacher_dims: Literal["first"] | None = None
-    """``first`` cuts the teacher's vectors to the student's width, for a student that was trained so."""
+    """``first`` cuts the teacher's vectors to the student's width, if the student was trained that way."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the teacher may run."""
 
 
 class DistilledCheckpointConfig(CheckpointConfig):
-    """Another layout and, beside it, a model that encodes queries with the student and documents with the teacher."""
+    """Another layout and, optionally, a router that encodes queries with student, documents with teacher."""
 
     kind: Literal["distilled"] = "distilled"
     inner: CheckpointConfig = TransformersCheckpointConfig()
     """The student's layout, of any kind."""
     router: RouterConfig | None = None
-    """None = the student alone."""
+    """The router to write; None = the student alone."""
 
     @field_validator("inner")
     @classmethod
@@ -42,14 +42,14 @@ class DistilledCheckpointConfig(CheckpointConfig):
         if isinstance(inner, DistilledCheckpointConfig):
             raise ValueError("kind 'distilled' inside kind 'distilled': one of them is enough")
         for name, field in CheckpointConfig.model_fields.items():
-            # A resolved config has every default written out: only another value was meant by somebody.
+            # A resolved config has every default written out, so only a value that differs was set by the user.
             if name != "kind" and getattr(inner, name) != field.default:
                 raise ValueError(f"{name} has no effect here: say when to save beside `inner`, not inside")
         return inner
 
     def build(self, context: BuildContext) -> Checkpointer:
-        """The exporter around the inner one. Raises CheckpointError for a teacher that is not there: now, not when the
-        training is done."""
+        """The exporter around the inner one. Raises CheckpointError for a teacher that is not there already now, not
+        after training."""
         from embed_core.models.hub import model_directory
         from embed_distill.export.distilled import DistilledCheckpointer
 
@@ -58,25 +58,25 @@ class DistilledCheckpointConfig(CheckpointConfig):
 
 
 class ArtifactsConfig(CheckpointConfig):
-    """Another layout, whose finished model is also copied to a place of its own."""
+    """Another layout, whose finished model is also copied to another directory."""
 
     kind: Literal["artifacts"] = "artifacts"
     inner: CheckpointConfig = TransformersCheckpointConfig()
     """The layout, of any kind."""
     directory: Path
-    """Where the finished model goes. It must not exist: nothing is ever written over."""
+    """Directory to copy the finished model to. It must not exist: nothing is ever overwritten."""
 
     @field_validator("inner")
     @classmethod
     def _only_a_layout(cls, inner: CheckpointConfig) -> CheckpointConfig:
         for name, field in CheckpointConfig.model_fields.items():
-            # A resolved config has every default written out: only another value was meant by somebody.
+            # A resolved config has every default written out, so only a value that differs was set by the user.
             if name != "kind" and getattr(inner, name) != field.default:
                 raise ValueError(f"{name} has no effect here: say when to save beside `inner`, not inside")
         return inner
 
     def build(self, context: BuildContext) -> Checkpointer:
-        """The inner exporter; the copy is made when the run has ended. Raises CheckpointError where there is one."""
+        """The inner exporter; the copy is made at the run's end. Raises CheckpointError if ``directory`` exists."""
         if self.directory.expanduser().exists():
             raise CheckpointError(
                 f"artifacts directory {str(self.directory)!r} exists: move it away, or choose another "

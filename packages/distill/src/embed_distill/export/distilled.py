@@ -1,4 +1,4 @@
-"""The export of a distilled model: the student in another layout, and one model of student and teacher."""
+"""Exports a distilled model: the student in another layout and, where configured, the router of student and teacher."""
 
 from __future__ import annotations
 
@@ -20,16 +20,15 @@ if TYPE_CHECKING:
 
 
 class DistilledCheckpointer:
-    """What the inner checkpointer writes, with the projection of a ``projected`` model; and ``router/``, where asked
-    for."""
+    """Writes the inner layout, the projection of a ``projected`` model, and ``router/`` where the config has one."""
 
     def __init__(self, config: DistilledCheckpointConfig, inner: Checkpointer, teacher: Path | None) -> None:
         """``teacher`` is the directory of ``config.router``'s teacher."""
         self.config, self.inner, self.teacher = config, inner, teacher
 
     def export(self, model: nn.Module, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
-        """See :meth:`embed_core.protocols.Checkpointer.export`. Raises CheckpointError where student and teacher cannot
-        be one model, and what the inner layout raises."""
+        """Implements :meth:`embed_core.protocols.Checkpointer.export`. Raises CheckpointError where student and teacher
+        cannot be one model, and what the inner layout raises."""
         if isinstance(model, ProjectedModel):
             model.write(self.inner, state, directory, card)
         elif provides(model, ExportsOtherwise):

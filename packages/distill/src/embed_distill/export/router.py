@@ -1,4 +1,4 @@
-"""One sentence-transformers model of two: queries go to the student, documents to the teacher."""
+"""Writes one sentence-transformers model that encodes queries with the student and documents with the teacher."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ def _loaded(directory: Path, what: str, *, trust_remote_code: bool) -> Any:
         return SentenceTransformer(
             str(directory), device="cpu", trust_remote_code=trust_remote_code, model_kwargs={"dtype": "auto"}
         )
-    except Exception as error:  # OSError, ValueError, ImportError, whatever a model's own code raises
+    except Exception as error:  # a model's own code may raise anything
         reason = one_line(error, 200)
         raise CheckpointError(
             f"{what} ({str(directory)!r}) cannot be loaded by sentence-transformers "
@@ -54,7 +54,7 @@ def _loaded(directory: Path, what: str, *, trust_remote_code: bool) -> Any:
 
 
 def _cut(queries: Any, documents: Any, config: RouterConfig, teacher: Path) -> list[Any]:
-    """Modules that bring the teacher's vectors to the student's width."""
+    """The modules that bring the teacher's vectors to the student's width; none where the widths are equal."""
     D, W = _width(queries), _width(documents)
     if D == W:
         return []
@@ -69,7 +69,7 @@ def _cut(queries: Any, documents: Any, config: RouterConfig, teacher: Path) -> l
     import torch
     from sentence_transformers.models import Dense, Normalize
 
-    # Its product picks the first values: sentence-transformers has no module that cuts one route alone.
+    # Its product keeps the first values: sentence-transformers has no module that cuts one route alone.
     cut = Dense(W, D, bias=False, activation_function=torch.nn.Identity(), init_weight=torch.eye(D, W))
     return [cut, Normalize()]
 

@@ -1,4 +1,4 @@
-"""Copies and publishes models when a run has ended well."""
+"""Actions at the end of a successful run: the table of the asymmetric evaluation, and the copy of the model."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 
 def ended(event: RunEvent) -> None:
-    """Print the 2×2 table where there is one, and copy the model where the run's config has kind ``artifacts``."""
+    """Print the 2×2 table if there is one, and copy the model if the run's config has checkpoint kind ``artifacts``."""
     report(event)
     directory = _artifacts(event.output_dir)
     if directory is not None and event.export_dir is not None:
@@ -26,7 +26,7 @@ def ended(event: RunEvent) -> None:
 
 
 def copied(model: Path, directory: Path) -> None:
-    """Copy ``model`` to ``directory``, whole or not at all. Raises CheckpointError where that fails or it exists."""
+    """Copy ``model`` to ``directory``, whole or not at all. Raises CheckpointError if it fails or the target exists."""
     temporary = beside(directory)
     try:
         if directory.exists():
@@ -42,7 +42,7 @@ def copied(model: Path, directory: Path) -> None:
 
 
 def _artifacts(output_dir: Path) -> Path | None:
-    """The directory that the config names; None where the checkpoint is of another kind."""
+    """The directory that the run's config names; None where the checkpoint is of another kind."""
     try:
         config = yaml.safe_load((output_dir / "config.yaml").read_text(encoding="utf-8"))
         checkpoint = config["checkpoint"]

@@ -1,4 +1,4 @@
-"""Sums over large tables of similarities, a block of rows at a time."""
+"""Sums over large tables of similarities, computed one block of rows at a time."""
 
 from __future__ import annotations
 
@@ -8,14 +8,14 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 BLOCK_ELEMENTS = 4 * 2**20
-"""Values of one block: 16 MiB in fp32, of which the forward and backward of a block hold a few."""
+"""Values in one block: 16 MiB in fp32, of which a block's forward and backward hold a few."""
 
 
 def summed(function: Callable[[slice], Tensor], rows: slice, columns: int) -> Tensor:
     """``Σ function(block)`` over blocks of ``rows``, of a table with ``columns`` columns.
 
-    ``function`` gives a sum over the rows of its block. With several blocks each is computed again in the backward, so
-    that memory is that of one.
+    ``function`` returns a sum over the rows of its block. If there are several blocks, each is recomputed in the
+    backward, so that only one is in memory.
     """
     height = max(1, BLOCK_ELEMENTS // max(columns, 1))
     if rows.stop - rows.start <= height:

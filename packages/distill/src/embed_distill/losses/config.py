@@ -25,21 +25,21 @@ TextsOf = Literal["both", "queries", "passages"]
 
 
 class EmbeddingMatchConfig(LossConfig):
-    """What the losses that compare each vector with the teacher's of the same text have in common."""
+    """Common keys of the losses that compare each vector with the teacher's vector of the same text."""
 
     texts: TextsOf = "both"
-    """Whose vectors are compared; with ``both`` the mean is over all texts, however many passages a row has."""
+    """Which texts are compared; with ``both`` the mean is over all texts, however many passages a row has."""
     teacher_dims: Literal["first"] | None = None
-    """``first`` cuts the teacher's vectors to as many values as the student's have, and brings them to unit length: for
-    Matryoshka teachers, whose first values are a vector. None = the widths have to be equal."""
+    """``first`` cuts the teacher's vectors to the student's width and scales them to unit length: for Matryoshka
+    teachers, whose first values are a usable vector. None = the widths have to be equal."""
     normalize: bool = True
-    """Bring the teacher's vectors to unit length; false takes them as the dataset gives them."""
+    """Scale the teacher's vectors to unit length; false takes them as the dataset gives them."""
 
 
 class TeacherMSEConfig(EmbeddingMatchConfig):
     """Mean squared difference of the student's vectors and the teacher's (Reimers & Gurevych 2020, arXiv 2004.09813).
 
-    The mean is over the values too: vectors of unit length start near 2 / width.
+    The mean is over the values too, so for vectors of unit length the loss starts near 2 / width.
     """
 
     kind: Literal["teacher-mse"] = "teacher-mse"
@@ -78,12 +78,12 @@ class TeacherL2Config(EmbeddingMatchConfig):
 class TeacherSimilarityConfig(LossConfig):
     """Mean squared difference of the student's and the teacher's cosines of all pairs of the batch's texts.
 
-    Learns the structure and not the place (Jasper and Stella, arXiv 2412.19048): widths may differ.
+    The student learns the geometry, not the coordinates (Jasper and Stella, arXiv 2412.19048), so widths may differ.
     """
 
     kind: Literal["teacher-similarity"] = "teacher-similarity"
     texts: TextsOf = "both"
-    """Whose pairs: all texts of the batch with one another, the queries alone, or the passages alone."""
+    """Which pairs: all texts of the batch with one another, the queries alone, or the passages alone."""
 
     def build(self, context: BuildContext) -> TeacherSimilarity:
         """The loss; it has no parameters."""
@@ -93,16 +93,16 @@ class TeacherSimilarityConfig(LossConfig):
 
 
 class RankingConfig(LossConfig):
-    """What the losses that learn how a teacher ranks a query's passages have in common."""
+    """Common keys of the losses that learn how a teacher ranks a query's passages."""
 
     source: Literal["auto", "vectors", "scores"] = "auto"
-    """What the teacher says of a query and a passage: ``scores``, those of the dataset, in the rows that have them;
-    ``vectors``, the cosine of the teacher's vectors; ``auto``, a row's scores, else its vectors."""
+    """The teacher's scores: ``scores`` takes the dataset's, in the rows that have them; ``vectors`` takes the cosine of
+    the teacher's vectors; ``auto`` takes a row's scores if it has them, else its vectors."""
     over: Literal["group", "batch"] = "group"
-    """``group``: the passages of the query's own row. ``batch``: all passages of the batch; by the vectors alone, since
-    scores are of a row's own passages."""
+    """``group``: the passages of the query's own row. ``batch``: all passages of the batch, by the vectors alone, since
+    scores exist only for a row's own passages."""
     normalize: bool = True
-    """Bring the teacher's vectors to unit length, so that their products are cosines."""
+    """Scale the teacher's vectors to unit length, so that their dot products are cosines."""
 
     @model_validator(mode="after")
     def _scores_are_of_groups(self) -> Self:
@@ -117,18 +117,18 @@ class RankingConfig(LossConfig):
 class TeacherKLConfig(RankingConfig):
     """Kullback-Leibler divergence of the student's distribution over passages from the teacher's.
 
-    Listwise (Lin et al. 2020, arXiv 2010.11386); widths may differ. The mean is over the rows that have a teacher and
-    at least two passages.
+    A listwise loss (Lin et al. 2020, arXiv 2010.11386); widths may differ. The mean is over the rows that have a
+    teacher and at least two passages.
     """
 
     kind: Literal["teacher-kl"] = "teacher-kl"
     temperature: float = Field(default=0.05, gt=0)
-    """The student's similarities are divided by it before the softmax."""
+    """Divisor of the student's similarities before the softmax."""
     teacher_temperature: float | None = Field(default=None, gt=0)
-    """The same for the teacher; None = 1 for the dataset's scores, ``temperature`` for similarities of vectors."""
+    """Divisor of the teacher's; None = 1 for the dataset's scores, ``temperature`` for similarities of vectors."""
     temperature_squared: bool = False
-    """Multiply the loss by temperature² (Hinton et al. 2015), as sentence-transformers does. It evens out the size of
-    the gradient where temperatures above 1 are compared; below 1 it makes the loss small."""
+    """Multiply the loss by temperature² (Hinton et al. 2015), as sentence-transformers does. This keeps gradients of
+    equal size when temperatures above 1 are compared; below 1 it makes the loss small."""
 
     def build(self, context: BuildContext) -> TeacherKL:
         """The loss; it has no parameters."""
@@ -140,13 +140,13 @@ class TeacherKLConfig(RankingConfig):
 class MarginMSEConfig(RankingConfig):
     """Mean squared difference of the student's and the teacher's margins (Hofstätter et al. 2020, arXiv 2010.02666).
 
-    A margin is the score of the positive minus that of another passage; the mean is over all of them.
+    A margin is the positive's score minus another passage's score; the mean is over all margins.
     """
 
     kind: Literal["margin-mse"] = "margin-mse"
     teacher_scale: float = Field(default=1.0, gt=0)
-    """The teacher's margins are multiplied by it: a reranker's raw scores reach further than cosines, whose margins are
-    at most 2."""
+    """Factor on the teacher's margins: a reranker's raw scores have a wider range than cosines, whose margins are at
+    most 2."""
 
     def build(self, context: BuildContext) -> MarginMSE:
         """The loss; it has no parameters."""
@@ -156,19 +156,19 @@ class MarginMSEConfig(RankingConfig):
 
 
 class SpreadOutConfig(LossConfig):
-    """Vectors of different texts shall be orthogonal: global orthogonal regularisation (Zhang et al. 2017).
+    """Pushes vectors of different texts to be orthogonal: global orthogonal regularisation (Zhang et al. 2017).
 
-    Needs no teacher. The defaults are EmbeddingGemma's (arXiv 2509.20354): the second moment alone, queries plus
+    It needs no teacher. The defaults are EmbeddingGemma's (arXiv 2509.20354): the second moment alone, queries plus
     passages.
     """
 
     kind: Literal["spread-out"] = "spread-out"
     mean_weight: float = Field(default=0.0, ge=0)
-    """Of (the mean cosine)², which keeps vectors from pointing the same way."""
+    """Weight of (mean cosine)², the term that keeps vectors from pointing the same way."""
     second_moment_weight: float = Field(default=1.0, ge=0)
-    """Of the mean squared cosine above 1 / width, which is that of vectors evenly spread on a sphere."""
+    """Weight of the mean squared cosine above 1 / width, its value for vectors evenly spread on a sphere."""
     aggregation: Literal["sum", "mean"] = "sum"
-    """How the queries' term and the passages' become one."""
+    """How the queries' term and the passages' term are combined."""
 
     @model_validator(mode="after")
     def _does_something(self) -> Self:
@@ -189,18 +189,18 @@ class TermConfig(Section):
     loss: LossConfig
     """The loss, of any kind."""
     weight: float = Field(default=1.0, ge=0)
-    """What it is multiplied by; at 0 it is not computed."""
+    """Factor of the loss in the sum; at 0 it is not computed."""
 
 
 class WeightedSumConfig(LossConfig):
-    """Several losses, of any kinds, added up."""
+    """The weighted sum of several losses, of any kinds."""
 
     kind: Literal["weighted-sum"] = "weighted-sum"
     terms: dict[str, TermConfig]
-    """The losses by the names under which they are shown."""
+    """The losses; their names are those of the metrics."""
     auto_scale: bool = False
-    """Divide each term, before its weight, by the norm of its gradient (of the embeddings) in the run's first batch:
-    weights then say how much each term moves the vectors at the start, whatever its own scale. Fixed from then on."""
+    """Divide each term, before its weight, by the norm of its gradient (with respect to the embeddings) in the run's
+    first batch. Weights then say how much each term moves the vectors at the start. The divisor stays fixed."""
 
     @field_validator("terms")
     @classmethod
@@ -213,7 +213,7 @@ class WeightedSumConfig(LossConfig):
         return terms
 
     def build(self, context: BuildContext) -> WeightedSum:
-        """The sum around its terms. Raises what they raise."""
+        """The sum of the terms. Raises what they raise."""
         from embed_distill.losses.weighted_sum import WeightedSum
 
         losses = {name: term.loss.build(context) for name, term in self.terms.items() if term.weight}
@@ -221,26 +221,26 @@ class WeightedSumConfig(LossConfig):
 
 
 DEFAULT: dict[str, Any] = {"kind": "teacher-kl", "over": "batch"}
-"""Scores of queries and passages: they have no width, so that any teacher suits any student."""
+"""The default ``kd`` compares scores, which have no width, so it works with any pair of teacher and student."""
 
 
 class DistilledConfig(LossConfig):
-    """Another loss, and learning from a teacher besides: ``(1 - alpha) · inner + alpha · kd``.
+    """Another loss combined with learning from a teacher: ``(1 - alpha) · inner + alpha · kd``.
 
-    The dataset has to have a teacher's vectors (kind ``with-teacher``), or what ``kd`` needs instead.
+    The dataset has to have a teacher's vectors (kind ``with-teacher``), or whatever else ``kd`` needs.
     """
 
     kind: Literal["distilled"] = "distilled"
     inner: LossConfig
-    """The loss, of any kind."""
+    """The task's loss, of any kind."""
     alpha: float = Field(default=0.5, ge=0, le=1)
-    """Share of the teacher: 0 = only ``inner``, 1 = only ``kd``."""
+    """Weight of the teacher's loss: 0 = only ``inner``, 1 = only ``kd``."""
     kd: LossConfig = cast("LossConfig", DEFAULT)  # validated by its kind, as one in a file
-    """How it learns from the teacher: any loss that does. The default has the student rank the batch's passages as the
-    teacher does, whatever the widths of their vectors."""
+    """The loss that learns from the teacher, of any kind. By default the student learns to rank the batch's passages as
+    the teacher does, whatever the widths of their vectors."""
 
     def build(self, context: BuildContext) -> DistilledLoss:
-        """The loss around the two. Raises what they raise."""
+        """The combined loss. Raises what the two raise."""
         from embed_distill.losses.kd import DistilledLoss
 
         return DistilledLoss(self, self.inner.build(context), self.kd.build(context))

@@ -1,4 +1,4 @@
-"""Embedding distillation by the cosine."""
+"""Embedding distillation with the cosine distance."""
 
 from __future__ import annotations
 
@@ -9,10 +9,10 @@ from embed_distill.losses.embedding import EmbeddingMatch
 
 
 class TeacherCosine(EmbeddingMatch):
-    """``mean_n 1 − cos(student[n], teacher[n])`` (Zhang et al. 2024, arXiv 2412.19048); lengths do not matter."""
+    """``mean_n 1 − cos(student[n], teacher[n])`` (Zhang et al. 2024, arXiv 2412.19048); lengths have no effect."""
 
     shows_cosine = False
 
     def distances(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-        """``[N]``."""
+        """One distance for each text, ``[N]``."""
         return 1 - cosine_similarity(student_ND, teacher_ND, dim=-1)

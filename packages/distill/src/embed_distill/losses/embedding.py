@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 class EmbeddingMatch(nn.Module):
     """``mean_n d(student[n], teacher[n])`` over the batch's texts, its queries and all its passages.
 
-    A subclass says what ``d`` is. On several ranks each computes the texts of its own rows.
-    Metrics: ``loss``; ``cosine``, the mean cosine with the teacher's vectors, unless ``d`` is that.
+    A subclass defines ``d``. Each rank computes the texts of its own rows.
+    Metrics: ``loss``; ``cosine``, the mean cosine with the teacher's vectors, unless ``d`` already is the cosine.
     """
 
     shares_rows = True
@@ -30,12 +30,12 @@ class EmbeddingMatch(nn.Module):
         self.config = config
 
     def distances(self, student_ND: Tensor, teacher_ND: Tensor) -> Tensor:
-        """``[N]``."""
+        """One distance ``d`` for each text, ``[N]``."""
         raise NotImplementedError
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean, or ``targets.own_rows``' part of it. Raises DataError without a teacher's vectors, ConfigError
-        without dense vectors or for a teacher of another width."""
+        """The mean, or the share of it from ``targets.own_rows``. Raises DataError without a teacher's vectors,
+        ConfigError without dense vectors or for a teacher of another width."""
         config = self.config
         found = own_texts(batch, targets, config.texts, config.kind)
         student_ND, teacher_ND = fitted(found, config.kind, cut=config.teacher_dims == "first", unit=config.normalize)

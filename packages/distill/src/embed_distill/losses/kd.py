@@ -1,4 +1,4 @@
-"""Knowledge distillation beside any loss. Suffixes of :mod:`embed_core.types`."""
+"""Knowledge distillation: adds a teacher's loss to any loss. Suffixes of :mod:`embed_core.types`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 class DistilledLoss(nn.Module):
     """``(1 - alpha) · inner + alpha · kd`` (Hinton, Vinyals & Dean 2015, arXiv 1503.02531).
 
-    A term of weight 0 is not computed. Rows are shared among the ranks where both losses share them.
+    A term of weight 0 is not computed. Ranks split the rows where both losses support it.
     Metrics: the inner loss's own, its value as ``task``; the other's as ``kd/NAME``, its value as ``kd``.
     """
 
@@ -32,7 +32,7 @@ class DistilledLoss(nn.Module):
         self.in_batch_by_row = keeps_rows_apart(inner)  # a teacher's vectors need no negatives
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The weighted sum; where rows are shared, of these rows' parts. Raises what the two raise."""
+        """The weighted sum; where ranks split the rows, this rank's share. Raises what the two raise."""
         if self.alpha == 0:
             output: LossOutput = self.inner(batch, targets)
             return output

@@ -1,4 +1,4 @@
-"""Listwise distillation of the scores of passages."""
+"""Listwise distillation: the student learns the teacher's distribution over passages."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 
 class TeacherKL(nn.Module):
-    """``mean_b Σ_p t[b,p] · (log t[b,p] − log s[b,p])``: s the softmax of ``q·p / temperature`` over the row's own
-    passages or the batch's, t the same of the teacher's scores (Lin et al. 2020, arXiv 2010.11386).
+    """``mean_b Σ_p t[b,p] · (log t[b,p] − log s[b,p])``. s is the softmax of ``q·p / temperature`` over the passages of
+    the row or the batch, t that of the teacher's scores (Lin et al. 2020, arXiv 2010.11386).
 
-    The mean is over the rows that have a teacher and at least two passages. On several ranks each computes its own.
+    The mean is over the rows that have a teacher and at least two passages. Each rank computes its own rows.
     Metrics: ``loss``; ``agreement``, the share of these rows whose best passage is the teacher's best.
     """
 
@@ -34,8 +34,8 @@ class TeacherKL(nn.Module):
         self._factor = config.temperature**2 if config.temperature_squared else 1.0
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean, or ``targets.own_rows``' part of it. Raises DataError without a teacher or, in the first batch,
-        anything to compare; ConfigError without dense vectors."""
+        """The mean, or the share of it from ``targets.own_rows``. Raises DataError without a teacher or if the first
+        batch has nothing to compare, ConfigError without dense vectors."""
         found = self._in_groups(batch, targets) if self.config.over == "group" else self._in_batch(batch, targets)
         loss = found[0] * self._factor
         return LossOutput(loss, {"loss": loss.detach(), "agreement": found[1].detach()})
@@ -68,8 +68,8 @@ class TeacherKL(nn.Module):
 def divergence(student_RC: Tensor, teacher_RC: Tensor, real_RC: Tensor) -> Tensor:
     """``[2]``: the sum over the rows of KL(softmax(teacher) ‖ softmax(student)), and how many agree on the best column.
 
-    Columns where ``real_RC`` is False do not count; their logits are the smallest finite number. Rows without any count
-    nothing.
+    Columns where ``real_RC`` is False are ignored; their logits are the smallest finite number. Rows without any real
+    column add nothing.
     """
     target_RC = teacher_RC.softmax(-1).masked_fill(~real_RC, 0)
     student_log_RC = student_RC.log_softmax(-1).masked_fill(~real_RC, 0)

@@ -1,4 +1,4 @@
-"""Pairwise distillation of the margins between a query's positive and its other passages."""
+"""Pairwise distillation of margins: the score difference between a query's positive and its other passages."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ if TYPE_CHECKING:
 class MarginMSE(nn.Module):
     """``mean_{b,p} ((s[b,b⁺] − s[b,p]) − (t[b,b⁺] − t[b,p]))²`` (Hofstätter et al. 2020, arXiv 2010.02666).
 
-    b⁺ is the first passage of row b's group, p every other one of the group, or of the batch; s are dot products, t the
-    teacher's scores. On several ranks each computes its own rows.
+    b⁺ is the first passage of row b's group, p every other one of the group or the batch; s are dot products, t the
+    teacher's scores. Each rank computes its own rows.
     Metric: ``loss``.
     """
 
@@ -31,15 +31,15 @@ class MarginMSE(nn.Module):
         self.config = config
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean, or ``targets.own_rows``' part of it. Raises DataError without a teacher or, in the first batch,
-        anything to compare; ConfigError without dense vectors."""
+        """The mean, or the share of it from ``targets.own_rows``. Raises DataError without a teacher or if the first
+        batch has nothing to compare, ConfigError without dense vectors."""
         loss = self._in_groups(batch, targets) if self.config.over == "group" else self._in_batch(batch, targets)
         return LossOutput(loss, {"loss": loss.detach()})
 
     def _in_groups(self, batch: Batch, targets: Targets) -> Tensor:
         found = groups(batch, targets, self.config)
         difference_RG = _margins(found.student_RG) - self.config.teacher_scale * _margins(found.teacher_RG)
-        # The positive's own margin is 0 on both sides.
+        # The positive's own margin is 0 for student and teacher, so it adds nothing.
         return difference_RG.masked_fill(~found.real_RG, 0).square().sum() / max(found.passages - found.rows, 1)
 
     def _in_batch(self, batch: Batch, targets: Targets) -> Tensor:

@@ -1,5 +1,5 @@
-"""How student and teacher score a query's own passages. Suffixes of :mod:`embed_core.types`; here R counts the rows
-this rank computes, G the passages of the largest group."""
+"""Scores of a query's own passages by student and teacher. Suffixes of :mod:`embed_core.types`; R counts the rows this
+rank computes, G the passages of the largest group."""
 
 from __future__ import annotations
 
@@ -20,13 +20,13 @@ if TYPE_CHECKING:
 
 
 class Groups(NamedTuple):
-    """The rows of a batch that have a teacher and something to compare, and the scores of this rank's."""
+    """Scores of this rank's rows, and counts of the whole batch's rows that have a teacher and something to compare."""
 
     student_RG: Tensor
     teacher_RG: Tensor
-    """The teacher's scores as they are, the student's precision; 0 where ``real_RG`` is False."""
+    """The teacher's scores, not scaled, in the student's precision; 0 where ``real_RG`` is False."""
     real_RG: Tensor
-    """bool, False beyond a smaller group and in rows that do not count."""
+    """bool, False for the padding of smaller groups and in rows that do not count."""
     scored_R: Tensor
     """bool, True where ``teacher_RG`` comes from the dataset's scores."""
     rows: int
@@ -36,8 +36,8 @@ class Groups(NamedTuple):
 
 
 def groups(batch: Batch, targets: Targets, config: RankingConfig) -> Groups:
-    """Raises DataError where the dataset gives neither scores nor vectors as ``config.source`` wants them, or no row of
-    the run's first batch has anything to compare; ConfigError without dense vectors."""
+    """Score the rows' own passages. Raises DataError where the dataset lacks the scores or vectors that
+    ``config.source`` names, or the run's first batch has nothing to compare; ConfigError without dense vectors."""
     query_BD, passage_PD = dense_of(batch)
     table, sizes_B, rows = group_table(targets), targets.groups_B1.diff(), own_rows(targets)
     scored_B = _scored(targets, table.columns, table.real, config)
@@ -62,20 +62,20 @@ def groups(batch: Batch, targets: Targets, config: RankingConfig) -> Groups:
 
 
 def teacher_vectors(targets: Targets, config: RankingConfig, like: Tensor) -> TeacherVectors:
-    """As ``config`` wants them, in the precision of ``like``. Raises DataError where the dataset gives none."""
+    """Vectors in the precision of ``like``, normalised if ``config`` says so. Raises DataError if there are none."""
     found = [vectors.to(like) for vectors in teacher_of(targets, config.kind)]
     return TeacherVectors(*(normalize(vectors, dim=-1) for vectors in found) if config.normalize else found)
 
 
 def _scored(targets: Targets, columns_BG: Tensor, real_BG: Tensor, config: RankingConfig) -> Tensor:
-    """``[B]``, rows all of whose passages have a score that is to be used."""
+    """``[B]``, True for rows in which every passage has a score that may be used."""
     if targets.scores_P is None or config.source == "vectors":
         return torch.zeros(columns_BG.shape[0], dtype=torch.bool, device=columns_BG.device)
     return (targets.scores_P[columns_BG].isfinite() | ~real_BG).all(-1)
 
 
 def _products(query_BX: Tensor, passage_PX: Tensor, targets: Targets, rows: slice, places_RG: Tensor) -> Tensor:
-    """Dot products of these rows' queries with their own passages; ``places_RG`` counts from the first of those."""
+    """Dot products of these rows' queries with their own passages; ``places_RG`` counts from the first passage."""
     own = own_passages(targets, rows)
     sizes_R = targets.groups_B1.diff()[rows]
     queries_KX = query_BX[rows].repeat_interleave(sizes_R, dim=0, output_size=own.stop - own.start)
@@ -84,7 +84,7 @@ def _products(query_BX: Tensor, passage_PX: Tensor, targets: Targets, rows: slic
 
 
 def _nothing(targets: Targets, sizes_B: Tensor, scored_B: Tensor, config: RankingConfig) -> DataError:
-    """Of the first batch only: later ones may by chance have no row that counts, and then cost nothing."""
+    """The error for a first batch without anything to compare. A later batch may be so by chance, and adds 0."""
     if targets.teacher is None and config.source != "scores" and not bool(scored_B.any()):
         return DataError(
             f"loss {config.kind!r} learns how a teacher ranks passages, but the rows of the first batch have neither "

@@ -1,4 +1,4 @@
-"""Distillation of the similarities among a batch's texts."""
+"""Distillation of the similarities between all pairs of a batch's texts."""
 
 from __future__ import annotations
 
@@ -20,8 +20,8 @@ class TeacherSimilarity(nn.Module):
     """``mean_{i,j} (cos(s[i],s[j]) − cos(t[i],t[j]))²`` over all pairs of the batch's texts, a text with itself
     included (Zhang et al. 2024, arXiv 2412.19048).
 
-    Widths may differ. Memory is O(N) tables of a bounded size, computed again in the backward. On several ranks each
-    computes the pairs of its own rows' texts with all others.
+    Widths may differ. Memory is bounded: the table is computed in blocks, and again in the backward. Each rank computes
+    the pairs of its own rows' texts with all others.
     Metric: ``loss``.
     """
 
@@ -32,8 +32,8 @@ class TeacherSimilarity(nn.Module):
         self.config = config
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean, or ``targets.own_rows``' part of it. Raises DataError without a teacher's vectors, ConfigError
-        without dense vectors."""
+        """The mean, or the share of it from ``targets.own_rows``. Raises DataError without a teacher's vectors,
+        ConfigError without dense vectors."""
         found = texts(batch, targets, self.config.texts, self.config.kind)
         student_ND, teacher_NW = normalize(found.student_ND, dim=-1), normalize(found.teacher_NW, dim=-1)
         N = student_ND.shape[0]
@@ -49,7 +49,7 @@ class TeacherSimilarity(nn.Module):
         return LossOutput(loss, {"loss": loss.detach()})
 
     def _own(self, targets: Targets) -> list[slice]:
-        """Places, among the texts, of those of this rank's rows."""
+        """The positions, among all texts, of the texts of this rank's rows."""
         rows = own_rows(targets)
         columns = own_passages(targets, rows)
         if self.config.texts == "queries":

@@ -1,4 +1,4 @@
-"""A regulariser that spreads vectors over the sphere."""
+"""A regulariser that spreads vectors over the sphere (loss kind ``spread-out``)."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ class SpreadOut(nn.Module):
     """``w₁·M₁² + w₂·max(0, M₂ − 1/D)``, M₁ and M₂ the mean and the mean square of the cosines of different texts:
     global orthogonal regularisation (Zhang et al. 2017, arXiv 1708.06320), as EmbeddingGemma's spread-out term.
 
-    Of the queries among themselves and of the passages among themselves, added up or averaged. Occurrences of one text
-    are no pair: nothing could part them. Every rank computes the whole batch, the moments being no sums over rows.
+    The queries' term and the passages' are summed or averaged. Repeats of one text form no pair: they cannot be
+    separated. Every rank computes the whole batch, because the moments are not sums over rows.
     Metrics: ``loss``; ``mean`` and ``second_moment``, M₁ and M₂ averaged over both columns.
     """
 

@@ -1,5 +1,5 @@
-"""A batch's student vectors beside the teacher's of the same texts. Suffixes of :mod:`embed_core.types`; here N counts
-the texts this rank computes."""
+"""Pairs a batch's student vectors with the teacher's vectors of the same texts. Suffixes of :mod:`embed_core.types`; N
+counts the texts this rank computes."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
 
 
 class Texts(NamedTuple):
-    """Texts of a batch, as student and teacher see them."""
+    """Vectors of the same texts, by student and by teacher."""
 
     student_ND: Tensor
     teacher_NW: Tensor
-    """In the student's precision; no gradient."""
+    """The teacher's vectors in the student's precision, without gradient."""
 
 
 def teacher_of(targets: Targets, kind: str) -> TeacherVectors:
-    """Raises DataError where the dataset gives none; ``kind`` is the loss that wants them."""
+    """The teacher's vectors. Raises DataError where the dataset gives none; ``kind`` names the loss in the message."""
     if targets.teacher is None:
         raise DataError(
             f"loss {kind!r} compares with a teacher's vectors, but the rows have none: "
@@ -37,7 +37,7 @@ def teacher_of(targets: Targets, kind: str) -> TeacherVectors:
 
 
 def dense_of(batch: Batch) -> tuple[Tensor, Tensor]:
-    """``(query_BD, passage_PD)``. Raises ConfigError where the model gives no dense vectors."""
+    """The dense vectors ``(query_BD, passage_PD)``. Raises ConfigError where the model gives none."""
     for side in batch:
         if side.dense_ND is None:
             raise missing_kind(side, "dense")
@@ -47,26 +47,26 @@ def dense_of(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def own_rows(targets: Targets) -> slice:
-    """The rows this rank computes."""
+    """The slice of the rows that this rank computes."""
     return slice(*(targets.own_rows or (0, targets.row_ids_B.shape[0])))
 
 
 def own_passages(targets: Targets, rows: slice) -> slice:
-    """The passages of these rows."""
+    """The slice of the passages that belong to ``rows``."""
     if targets.own_rows is None:
         return slice(0, targets.passage_ids_P.shape[0])
     return slice(int(targets.groups_B1[rows.start]), int(targets.groups_B1[rows.stop]))
 
 
 def texts(batch: Batch, targets: Targets, which: TextsOf, kind: str) -> Texts:
-    """All texts of the batch, the queries first. Raises DataError and ConfigError."""
+    """Vectors of all texts of the batch, queries first. Raises DataError and ConfigError."""
     query_BD, passage_PD = dense_of(batch)
     query_BW, passage_PW = (vectors.to(query_BD) for vectors in teacher_of(targets, kind))
     return Texts(_chosen(query_BD, passage_PD, which), _chosen(query_BW, passage_PW, which))
 
 
 def own_texts(batch: Batch, targets: Targets, which: TextsOf, kind: str) -> Texts:
-    """The same of the rows this rank computes."""
+    """Vectors of the texts of the rows that this rank computes, queries first. Raises DataError and ConfigError."""
     query_BD, passage_PD = dense_of(batch)
     query_BW, passage_PW = teacher_of(targets, kind)
     rows = own_rows(targets)
@@ -76,14 +76,14 @@ def own_texts(batch: Batch, targets: Targets, which: TextsOf, kind: str) -> Text
 
 
 def count(targets: Targets, which: TextsOf) -> int:
-    """Texts of the whole batch."""
+    """Number of texts of the whole batch."""
     queries, passages = int(targets.row_ids_B.shape[0]), int(targets.passage_ids_P.shape[0])
     return {"both": queries + passages, "queries": queries, "passages": passages}[which]
 
 
 def fitted(found: Texts, kind: str, *, cut: bool, unit: bool) -> Texts:
-    """With teacher vectors as wide as the student's: cut to the first values (``cut``), at unit length where they are
-    cut or ``unit`` says so. Raises ConfigError, naming both widths, where they are not."""
+    """Give the teacher's vectors the student's width: cut to the first values (``cut``), scaled to unit length where
+    they are cut or ``unit`` is set. Raises ConfigError, naming both widths, where they still differ."""
     D, W = found.student_ND.shape[1], found.teacher_NW.shape[1]
     if W != D and not (cut and W > D):
         raise _unequal(kind, D, W, cut=cut)

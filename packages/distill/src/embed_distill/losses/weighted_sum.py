@@ -1,4 +1,4 @@
-"""Several losses of one batch, added up."""
+"""The loss ``weighted-sum``: several losses of one batch, weighted and added."""
 
 from __future__ import annotations
 
@@ -21,18 +21,17 @@ if TYPE_CHECKING:
 class WeightedSum(nn.Module):
     """``Σ_i w[i] · a[i] · L[i]``; a is 1, or with ``auto_scale`` one over the norm of L[i]'s first gradient.
 
-    That is the gradient of all embeddings of the run's first batch, the whole of it, so a is the same on every rank and
-    on any number of them; a term without gradient there keeps 1. The scales are part of the
-    training state: a resume goes on with them.
-    On several ranks the terms that can do so share the rows.
+    That gradient is with respect to all embeddings of the run's whole first batch, so a does not depend on the number
+    of ranks; a term without gradient keeps 1. The scales are part of the training state, so a resumed run keeps them.
+    Ranks split the rows in the terms that support it.
     Metrics: each term by its name, before its weight and scale; the terms' own by their names, with ``term.`` in front
-    where several terms have one of that name.
+    where several terms have a metric of that name.
     """
 
     scale_bits: Tensor
 
     def __init__(self, config: WeightedSumConfig, losses: Mapping[str, Any]) -> None:
-        """``losses`` are the terms by name, those with a weight of 0 left out."""
+        """``losses`` are the terms by name, without those of weight 0."""
         super().__init__()
         self.config, self.names = config, tuple(losses)
         self.losses = nn.ModuleList(losses.values())
@@ -40,16 +39,16 @@ class WeightedSum(nn.Module):
         self._shares = [shares_rows(loss) for loss in losses.values()]
         self.shares_rows = any(self._shares)
         self._measured = not config.auto_scale
-        # As the bits of float64: a cast of the model to half precision leaves integers alone. All 0 = not measured yet.
+        # The bits of float64 values: a cast of the model to half precision leaves integers alone. 0 = not measured.
         self.register_buffer("scale_bits", torch.zeros(len(self.names), dtype=torch.int64))
 
     @property
     def scales(self) -> Tensor:
-        """What the terms are multiplied by besides their weights, float64, in the order of ``names``."""
+        """The factors of the terms besides their weights, float64, in the order of ``names``."""
         return self.scale_bits.view(torch.float64) if self._is_measured() else torch.ones(len(self.names)).double()
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The sum; where ``targets.own_rows`` is set, these rows' part of it. Raises what the terms raise."""
+        """The sum; where ``targets.own_rows`` is set, the share of these rows. Raises what the terms raise."""
         if self.config.auto_scale and not self._is_measured():
             self._measure(batch, targets)
         outputs = [self._output(place, batch, targets) for place in range(len(self.names))]
@@ -62,7 +61,7 @@ class WeightedSum(nn.Module):
         output: LossOutput = self.losses[place](batch, targets if self._shares[place] else whole(targets))
         if self._shares[place] or targets.own_rows is None:
             return output
-        # The term is computed whole on every rank; each counts a share of it, and the engine adds the shares up.
+        # Every rank computes the whole term and counts a share of it; the engine adds the shares up.
         start, stop = targets.own_rows
         share = (stop - start) / targets.row_ids_B.shape[0]
         return LossOutput(output.loss * share, {name: value * share for name, value in output.metrics.items()})
@@ -72,12 +71,12 @@ class WeightedSum(nn.Module):
         shown = Counter(name for output in outputs for name in output.metrics)
         for term, output in zip(self.names, outputs, strict=True):
             for name, value in output.metrics.items():
-                if name != "loss":  # that is the term
+                if name != "loss":  # "loss" is the term itself
                     found[name if shown[name] == 1 and name not in self.names else f"{term}.{name}"] = value
         return found
 
     def _is_measured(self) -> bool:
-        """Asked of the device until it is so, then remembered."""
+        """Reads the device until the scales are there, then remembers it to save the synchronisation."""
         self._measured = self._measured or bool(self.scale_bits.any())
         return self._measured and self.config.auto_scale
 
@@ -89,7 +88,7 @@ class WeightedSum(nn.Module):
 
 
 def whole(targets: Targets) -> Targets:
-    """For a loss that is to be computed over all rows."""
+    """The targets for a loss that has to be computed over all rows."""
     return targets._replace(own_rows=None)
 
 

@@ -1,1 +1,1 @@
-"""Students: projections into the teacher's space, and layers taken from the teacher."""
+"""Student models: projections into the teacher's space, and layers initialised from the teacher."""

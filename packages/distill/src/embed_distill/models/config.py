@@ -19,35 +19,35 @@ Layers = Literal["even", "first"] | tuple[Annotated[int, Field(ge=0)], ...]
 
 
 class ProjectedModelConfig(ModelConfig):
-    """Another model whose dense vectors are projected to a teacher's width, and brought to unit length.
+    """Another model whose dense vectors are projected to a teacher's width and scaled to unit length.
 
-    Lexical weights and token vectors pass through. LoRA goes inside (``inner: {kind: lora, …}``): the projection is
-    trained in full.
+    Lexical weights and token vectors pass through unchanged. LoRA goes inside (``inner: {kind: lora, …}``), so that the
+    projection is trained in full.
     """
 
     kind: Literal["projected"] = "projected"
     inner: ModelConfig
     """The student, of any kind with dense vectors."""
     out_dim: int | None = Field(default=None, gt=0)
-    """Width of the projected vectors: the teacher's. None = as the projection that is saved with ``inner``'s model."""
+    """Width of the projected vectors: the teacher's. None = that of the projection saved with ``inner``'s model."""
     hidden_dim: int | None = Field(default=None, gt=0)
-    """Width of the layer between; None = one linear layer. Wants ``out_dim``."""
+    """Width of a hidden layer; None = a single linear layer. It needs ``out_dim``."""
     bias: bool = True
     """Whether the layers add a bias."""
     activation: Activation = "gelu"
-    """Between the two layers; a single one has none."""
+    """Activation between the two layers; a single layer has none."""
     init: Literal["auto", "orthogonal", "torch"] = "auto"
-    """How the projection starts: ``orthogonal`` keeps angles where it widens (a linear student starts with the geometry
-    it has), ``torch`` is PyTorch's own; ``auto`` takes what is saved with ``inner``'s model, else ``orthogonal``."""
+    """Start of the projection: ``orthogonal`` keeps angles where it widens (a linear student starts with its own
+    geometry), ``torch`` is PyTorch's own; ``auto`` loads what is saved with ``inner``'s model, else ``orthogonal``."""
     alignment: Alignment = "teacher-aligned"
     """``teacher-aligned`` exports the projection: the student's vectors search the teacher's index. ``student-native``
-    drops it after training: evaluation and export have the student's own vectors."""
+    drops it after training: evaluation and export use the student's own vectors."""
     init_from: str | None = None
-    """Start the student from layers of this model, where shapes match: a directory or a model of the hub, as a rule the
-    teacher."""
+    """Initialise the student from layers of this model, where shapes match: a directory or a model of the hub, usually
+    the teacher."""
     layers: Layers = "even"
-    """Which of its layers the student's get: ``even``, the first, the last and evenly between; ``first``, the lowest;
-    or their numbers from 0, one for each layer of the student."""
+    """Which layers of ``init_from`` to copy: ``even``, the first, the last and evenly between; ``first``, the lowest;
+    or a list of layer numbers from 0, one for each layer of the student."""
 
     @model_validator(mode="after")
     def _belongs_together(self) -> Self:
@@ -76,19 +76,19 @@ class ProjectedModelConfig(ModelConfig):
 
 
 class FromTeacherModelConfig(ModelConfig):
-    """Another model that starts from a teacher's layers, where shapes match; else it is that model.
+    """Another model, initialised from a teacher's layers where shapes match, and otherwise unchanged.
 
     For students without a projection; ``projected`` has the same two keys.
     """
 
     kind: Literal["from-teacher"] = "from-teacher"
     inner: ModelConfig
-    """The student."""
+    """The student, of any kind."""
     init_from: str
-    """The model whose layers it gets: a directory or a model of the hub."""
+    """The model whose layers are copied: a directory or a model of the hub."""
     layers: Layers = "even"
-    """Which: ``even``, the first, the last and evenly between; ``first``, the lowest; or their numbers from 0, one for
-    each layer of the student."""
+    """Which layers to copy: ``even``, the first, the last and evenly between; ``first``, the lowest; or a list of layer
+    numbers from 0, one for each layer of the student."""
 
     @field_validator("layers", mode="before")
     @classmethod
@@ -105,7 +105,7 @@ class FromTeacherModelConfig(ModelConfig):
 
 
 def checked_layers(layers: Any) -> Any:
-    """Pydantic would list each member of the union and what is wrong with it. Raises ValueError."""
+    """Return ``layers`` or raise one short ValueError; pydantic would report an error for each member of the union."""
     numbers = isinstance(layers, (list, tuple)) and all(type(one) is int and one >= 0 for one in layers)
     if not numbers and layers not in ("even", "first"):
         raise ValueError(f"layers {layers!r}: give even, first, or a list of layer numbers from 0")

@@ -1,7 +1,7 @@
-"""Start a student from layers of a teacher, where shapes match.
+"""Initialises a student from layers of a teacher, where shapes match.
 
-As in DistilBERT (Sanh et al. 2019, arXiv 1910.01108): a student of fewer layers and the same width takes some of the
-teacher's, with its embeddings and last normalisation.
+As in DistilBERT (Sanh et al. 2019, arXiv 1910.01108), a student of fewer layers and the same width takes some of the
+teacher's layers, its embeddings and its last normalisation.
 """
 
 from __future__ import annotations
@@ -20,11 +20,11 @@ from embed_distill.models.config import Layers
 
 
 def initialise(model: Any, teacher: str, layers: Layers, announce: Announce) -> None:
-    """Copy weights of ``teacher`` (a directory or a model of the hub) into the encoder of ``model``, and say which.
+    """Copy weights of ``teacher`` (a directory or a model of the hub) into the encoder of ``model``, and announce
+    which.
 
-    A layer's weights are copied one by one, where name and shape are the same; what lies outside the layers too, but
-    the word embeddings only where both have the same vocabulary. Raises CheckpointError for layers that the teacher
-    does not have, and where no weight of a layer fits.
+    A weight is copied where name and shape are the same, inside the layers and outside; word embeddings only where both
+    vocabularies are equal. Raises CheckpointError if the teacher lacks the layers or no layer weight fits.
     """
     student = next(iter(roots_of(model).values()))
     if not hasattr(student, "config"):
@@ -53,7 +53,7 @@ def initialise(model: Any, teacher: str, layers: Layers, announce: Announce) -> 
         )
     per_layer = len(dict(ours[1][0].named_parameters()))
     words = "" if same_words else "; not the word embeddings, whose vocabulary differs"
-    student.name_or_path = ""  # an adapter would be of no use on the weights that are there
+    student.name_or_path = ""  # an adapter that names this base model would not fit the new weights
     announce(
         f"student started from layers {', '.join(map(str, chosen))} of the {len(theirs[1])} of {teacher!r}: "
         f"{min(copied)} of {per_layer} weights of each, and {outside} outside them{words}"
@@ -61,7 +61,7 @@ def initialise(model: Any, teacher: str, layers: Layers, announce: Announce) -> 
 
 
 def layers_of(encoder: nn.Module) -> tuple[str, nn.ModuleList] | None:
-    """The longest list of modules of one class, and its name: a transformer's layers."""
+    """A transformer's layers and their name: the longest list of modules of one class."""
     found = [
         (name, module)
         for name, module in encoder.named_modules()
@@ -87,7 +87,7 @@ def _chosen(layers: Layers, wanted: int, there: int, teacher: str) -> Sequence[i
 
 
 def _copy(own: dict[str, nn.Parameter], other: dict[str, nn.Parameter]) -> int:
-    """How many weights were copied."""
+    """Copy the weights that fit; returns how many."""
     fitting = [name for name, value in own.items() if name in other and other[name].shape == value.shape]
     for name in fitting:
         own[name].copy_(other[name])

@@ -1,4 +1,4 @@
-"""A student and the projection into its teacher's space. Suffixes of :mod:`embed_core.types`."""
+"""A student with a projection into its teacher's space. Suffixes of :mod:`embed_core.types`."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ PROJECTION = "projection."
 
 
 class ProjectedModel(WrappedModel):
-    """``normalize(projection(dense))`` in place of the inner model's dense vectors; its other kinds pass through.
+    """Replaces the inner model's dense vectors by ``normalize(projection(dense))``; other kinds pass through.
 
-    A ``student-native`` one gives, in evaluation mode, the inner model's own vectors: what it is exported with.
+    A ``student-native`` model returns, in evaluation mode, the inner model's own vectors, as its export does.
     """
 
     hidden: ClassVar[frozenset[str]] = frozenset({"pooling", "normalize", "merged", "export_with"})
-    """Without ``pooling``, a checkpoint layout that knows nothing of projections refuses the model instead of leaving
-    its projection out."""
+    """Inner attributes that are not passed on. Without ``pooling``, a checkpoint layout that does not support
+    projections refuses the model instead of dropping its projection."""
 
     def __init__(self, inner: nn.Module, projection: nn.Sequential, alignment: Alignment = "teacher-aligned") -> None:
         super().__init__(inner)
@@ -57,15 +57,15 @@ class ProjectedModel(WrappedModel):
     def export_with(
         self, checkpointer: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard
     ) -> None:
-        """See :class:`embed_core.protocols.ExportsOtherwise`: the inner model by ``checkpointer`` and, where the
-        student is teacher-aligned, the projection as modules after its pooling. Raises CheckpointError."""
-        if _knows_projections(checkpointer):  # it comes back to here, and has more to write after it
+        """Implements :class:`embed_core.protocols.ExportsOtherwise`: exports the inner model with ``checkpointer`` and,
+        for a teacher-aligned student, the projection as modules after its pooling. Raises CheckpointError."""
+        if _knows_projections(checkpointer):  # it calls `write` itself, and then adds the router
             checkpointer.export(self, state, directory, card)
             return
         self.write(checkpointer, state, directory, card)
 
     def write(self, layout: Checkpointer, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
-        """The inner model in ``layout``, the projection beside it, and what the student is, in the card."""
+        """Write the inner model in ``layout``, the projection beside it, and the alignment into the card."""
         card = replace(card, base_model=card.innermost_model)
         inner_state = part_of(state)
         if provides(self.inner, ExportsOtherwise):
@@ -78,7 +78,7 @@ class ProjectedModel(WrappedModel):
 
 
 def _knows_projections(checkpointer: Any) -> bool:
-    """Whether it, or one inside it, is the kind ``distilled``."""
+    """Whether the checkpointer, or one inside it, is of kind ``distilled``."""
     from embed_distill.export.distilled import DistilledCheckpointer
 
     while checkpointer is not None and not isinstance(checkpointer, DistilledCheckpointer):

@@ -1,4 +1,4 @@
-"""From the config to a projected model: build the student, find or start its projection."""
+"""Builds a projected model from its config: builds the student, then loads or initialises its projection."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ from embed_distill.models.projection import Layer, Saved, described, projection_
 
 
 def build_model(config: ProjectedModelConfig, context: BuildContext) -> ProjectedModel:
-    """The model of a run. Raises ConfigError without a width, for an inner model without dense vectors; CheckpointError
-    for a saved projection that does not fit."""
+    """The model of a run. Raises ConfigError without a width or for an inner model without dense vectors,
+    CheckpointError for a saved projection that does not fit."""
     directory = _directory(config.inner)
     saved = files.read(directory) if directory is not None else None
     inner: Any = config.inner.build(replace(context, wrapped_modules=frozenset({"Dense"})))
@@ -39,7 +39,7 @@ def build_model(config: ProjectedModelConfig, context: BuildContext) -> Projecte
         layers = _new(config, width)
         replaced = ", in place of the saved one" if saved is not None else ""
         context.announce(f"projection {described(layers)}, new{replaced}")
-    with seeded(context.seed + 3):  # the inner model has drawn from `seed`, its heads and adapters from the next two
+    with seeded(context.seed + 3):  # the inner model uses `seed`, its heads and adapters the next two
         projection = projection_of(layers)
         if config.init != "torch":
             start_orthogonal(projection)
@@ -51,14 +51,14 @@ def build_model(config: ProjectedModelConfig, context: BuildContext) -> Projecte
 
 
 def dense_width(model: Any) -> int:
-    """D of the dense vectors, by encoding a text. Raises ConfigError where there is none."""
+    """Width D of the model's dense vectors, found by encoding a text. Raises ConfigError where it gives none."""
     training = model.training
     try:
         with torch.no_grad():
             dense_ND = model.eval()(**model.collate(model.tokenize(["a"], "passage", [None]))).dense_ND
     except EmbedError:
         raise
-    except Exception as error:  # whatever a model of other things than texts says to one
+    except Exception as error:  # a model of images, say, may raise anything when given a text
         raise ConfigError(
             f"model.inner: {type(model).__name__} cannot encode a text ({type(error).__name__}: {error}): "
             "kind 'projected' is for text models"
@@ -71,7 +71,7 @@ def dense_width(model: Any) -> int:
 
 
 def _directory(inner: ModelConfig) -> Path | None:
-    """That of the model that the student starts from; None where it starts at random or is of another make."""
+    """The directory of the model that the student starts from; None where it starts at random or has no name."""
     config: Any = inner
     while isinstance(getattr(config, "inner", None), ModelConfig):
         config = config.inner
@@ -93,7 +93,7 @@ def _new(config: ProjectedModelConfig, width: int) -> tuple[Layer, ...]:
 
 
 def _checked(config: ProjectedModelConfig, saved: Saved, width: int, directory: str) -> tuple[Layer, ...]:
-    """The saved layers. Raises CheckpointError where they do not follow the vectors, or the config has others."""
+    """The saved layers. Raises CheckpointError if they do not fit the model's vectors or the config differs."""
     ends = [layer.outputs for layer in saved.layers]
     for inputs, layer in zip([width, *ends], saved.layers, strict=False):
         if layer.inputs != inputs:
@@ -116,7 +116,7 @@ def _whole(layers: Sequence[Layer]) -> str:
 
 
 def _normalise_alike(inner: Any, saved: Saved, context: BuildContext) -> None:
-    """The projection was trained on vectors of unit length or of any: the files decide."""
+    """Normalise the inner vectors exactly where the saved projection was trained on normalised vectors."""
     if hasattr(inner, "normalize") and inner.normalize != saved.normalized_before:
         inner.normalize = saved.normalized_before
         lengths = "unit length" if saved.normalized_before else "any length"

@@ -1,4 +1,4 @@
-"""The layers between a student's vectors and its teacher's space, and their files in sentence-transformers' layout."""
+"""The projection from a student's vectors to its teacher's space, and its files in sentence-transformers' layout."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ACTIVATIONS: Mapping[Activation, str] = {
     "tanh": "torch.nn.modules.activation.Tanh",
     "identity": "torch.nn.modules.linear.Identity",
 }
-"""As sentence-transformers names them."""
+"""Activations by the names that sentence-transformers' files use."""
 _MODULES = {"gelu": nn.GELU, "relu": nn.ReLU, "silu": nn.SiLU, "tanh": nn.Tanh, "identity": nn.Identity}
 
 
@@ -41,7 +41,7 @@ class Layer:
 
 
 class Dense(nn.Module):
-    """A layer, with the names of its weights as sentence-transformers' Dense module has them."""
+    """One layer, whose weights have the names of sentence-transformers' Dense module."""
 
     def __init__(self, layer: Layer) -> None:
         super().__init__()
@@ -57,22 +57,22 @@ class Dense(nn.Module):
 
 @dataclass(frozen=True)
 class Saved:
-    """A projection that sentence-transformers' files hold."""
+    """A projection read from sentence-transformers' files."""
 
     layers: tuple[Layer, ...]
     state: Mapping[str, Tensor]
-    """By the names of :func:`projection_of`'s parameters."""
+    """Weights by the names of :func:`projection_of`'s parameters."""
     normalized_before: bool
-    """Whether the vectors have unit length before it."""
+    """Whether the vectors are scaled to unit length before the projection."""
 
 
 def projection_of(layers: Sequence[Layer]) -> nn.Sequential:
-    """Random, by torch's own initialisation."""
+    """A new projection with torch's own random initialisation."""
     return nn.Sequential(*(Dense(layer) for layer in layers))
 
 
 def start_orthogonal(projection: nn.Sequential) -> None:
-    """Orthonormal columns where a layer widens, rows where it narrows; biases of 0."""
+    """Initialise with orthonormal columns where a layer widens, orthonormal rows where it narrows, and biases of 0."""
     for dense in projection:
         nn.init.orthogonal_(dense.linear.weight)
         if dense.linear.bias is not None:
@@ -80,13 +80,13 @@ def start_orthogonal(projection: nn.Sequential) -> None:
 
 
 def described(layers: Sequence[Layer]) -> str:
-    """``768 → 1536 (gelu) → 3584``."""
+    """The layers as text: ``768 → 1536 (gelu) → 3584``."""
     return " → ".join([str(layers[0].inputs), *map(str, layers)])
 
 
 def read(directory: Path) -> Saved | None:
-    """The Dense modules after the pooling; None where the model has none. Raises CheckpointError for some that cannot
-    be used."""
+    """Read the Dense modules after the pooling; None where the model has none. Raises CheckpointError for modules that
+    cannot be used."""
     path = directory / "modules.json"
     if not path.is_file():
         return None
@@ -106,7 +106,7 @@ def read(directory: Path) -> Saved | None:
 def write(projection: nn.Sequential, state: Mapping[str, Tensor], directory: Path, *, normalize: bool) -> None:
     """Append Dense modules, and Normalize where ``normalize``, to a sentence-transformers directory.
 
-    ``state`` has the weights by the projection's own names. Raises CheckpointError where the layout has no modules.
+    ``state`` has the weights by the projection's own names. Raises CheckpointError where modules.json is missing.
     """
     from safetensors.torch import save_file
 

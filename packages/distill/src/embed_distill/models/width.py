@@ -7,19 +7,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 _KEYS = ("hidden_size", "d_model", "dim", "n_embd")
-"""What configs of transformers call the width of the token states."""
+"""The keys for the width of the token states in transformers' configs."""
 
 
 class Width(NamedTuple):
-    """Values of a vector, and the file that says so."""
+    """The width of a model's vectors, and the place in a file that states it."""
 
     width: int
     place: str
 
 
 def dense_width(model: str) -> Width | None:
-    """The width of the vectors of ``model``, a directory or a model of the hub that was fetched before; None where no
-    file on this machine says it. The last Dense module of sentence-transformers counts, else the token states."""
+    """The width of the vectors of ``model``, a directory or a cached model of the hub; None where no local file states
+    it. The last Dense module of sentence-transformers counts, else the token states."""
     modules = _read(model, "modules.json")
     for entry in reversed(modules[0] if modules and isinstance(modules[0], list) else []):
         if str(entry.get("type", "")).rsplit(".", 1)[-1] == "Dense":
@@ -35,7 +35,7 @@ def dense_width(model: str) -> Width | None:
 
 
 def _read(model: str, name: str) -> tuple[Any, str] | None:
-    """A JSON file of a model and its path. One that cannot be read says nothing here: loading the model will."""
+    """A JSON file of a model and its path; None if it is unreadable, which loading the model reports better."""
     path = Path(model).expanduser() / name
     if not Path(model).expanduser().is_dir():
         cached = _cached(model, name)

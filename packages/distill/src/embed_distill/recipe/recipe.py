@@ -28,7 +28,7 @@ class DistillRecipe(Recipe):
     }
 
     model: ModelSection = Field(default_factory=ModelSection)
-    """Who teaches and who learns."""
+    """The teacher and the student."""
     phase1: Phase1Section = Phase1Section()
     """General distillation, on plain texts."""
     phase2: Phase2Section = Phase2Section()

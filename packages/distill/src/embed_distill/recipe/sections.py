@@ -13,13 +13,13 @@ from embed_distill.models.width import dense_width
 
 PYDOCS = "pydocs"
 SCRATCH_TEACHER_DIM, SCRATCH_STUDENT_DIM = 128, 48
-"""Of the embedded teacher and student, unless said otherwise."""
+"""Widths of the embedded teacher and student, unless set otherwise."""
 SCRATCH_LENGTH = 192
 """Tokens of a text for a student from scratch, unless said otherwise."""
 
 
 class ModelSection(Section):
-    """Who teaches and who learns."""
+    """The teacher and the student."""
 
     teacher: str = FROM_SCRATCH
     """The teacher: a model directory or a model of the hub. ``from-scratch`` = one of a few million parameters, trained
@@ -152,9 +152,9 @@ class Phase1Section(Section):
     num_epochs: float | None = Field(default=None, gt=0)
     """Passes over the texts; None = 1, from scratch 2."""
     mse_weight: float = Field(default=0.4, ge=0)
-    """Of the mean squared error to the teacher's vector."""
+    """Weight of the mean squared error to the teacher's vector."""
     cosine_weight: float = Field(default=0.6, ge=0)
-    """Of one minus the cosine to the teacher's vector."""
+    """Weight of one minus the cosine to the teacher's vector."""
     max_length: int | None = Field(default=None, ge=3)
     """Tokens of a text in this phase; None = 512; from scratch that of the other phase, else 192."""
     gradient_accumulation_steps: int | None = Field(default=None, gt=0)
@@ -183,9 +183,9 @@ class Phase2Section(Section):
     num_epochs: float | None = Field(default=None, gt=0)
     """Passes over the rows; None = 3, from scratch 1."""
     infonce_weight: float = Field(default=0.8, ge=0)
-    """Of InfoNCE over the batch's passages."""
+    """Weight of InfoNCE over the batch's passages."""
     mse_weight: float = Field(default=0.2, ge=0)
-    """Of the mean squared error to the teacher's vectors."""
+    """Weight of the mean squared error to the teacher's vectors."""
     temperature: float = Field(default=0.02, gt=0)
     """Similarities are divided by it."""
     max_length: int | None = Field(default=None, ge=3)

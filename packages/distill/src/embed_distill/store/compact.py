@@ -1,4 +1,4 @@
-"""Many small files into few: what keeps a search short."""
+"""Joins small files of the store, so that a search has to look into only a few."""
 
 from __future__ import annotations
 
@@ -15,19 +15,19 @@ if TYPE_CHECKING:
     from collections.abc import Iterator, Sequence
 
 LARGE_BYTES = 256 << 20
-"""Size from which on a file stays as it is; what is joined at once fits into so much memory."""
+"""Files of this size and above are left alone; the files joined at once fit into as much memory."""
 MANY = 16
-"""Small files that a finished build leaves alone."""
+"""Number of small files that a finished build leaves alone."""
 MANY_WHILE_RUNNING = 64
-"""Small files from which on a run that adds to them joins them."""
+"""A run that adds files joins them when there are more small ones than this."""
 
 
 def compact(folder: Path, *, more_than: int = MANY, large: int = LARGE_BYTES) -> int:
-    """Join the files below ``large`` bytes where there are more than so many; how many were joined.
+    """Join the files below ``large`` bytes if there are more than ``more_than``; returns how many were joined.
 
-    What comes out depends on the entries alone, not on when a build was stopped: files whose entries are all in another
-    file go first, which is what a process leaves that is killed between writing and removing; the rest is joined in the
-    order of the names. Readers that have a removed file open keep it. Another process that is at it is left to it.
+    The result depends on the entries alone, not on when a build was stopped. Files whose entries are all in another
+    file are removed first (a process killed between writing and removing leaves such files); the rest is joined in the
+    order of the names. Readers keep a removed file open. If another process is compacting, this one does nothing.
     """
     with rearranging(folder, wait=False) as alone:
         if not alone:
@@ -38,7 +38,7 @@ def compact(folder: Path, *, more_than: int = MANY, large: int = LARGE_BYTES) ->
 
 
 def readable(folder: Path) -> list[Segment]:
-    """Every file that is whole, by name; temporary files of writers are none."""
+    """Every undamaged file, by name; writers' temporary files are not included."""
     found = []
     for path in sorted(folder.glob(f"*{SUFFIX}")):
         with suppress(DamagedError, FileNotFoundError):
@@ -47,7 +47,7 @@ def readable(folder: Path) -> list[Segment]:
 
 
 def _without_covered(segments: Sequence[Segment], large: int) -> list[Segment]:
-    """Removes small files all of whose entries are, undamaged, in one with more of them."""
+    """Remove small files whose entries are all, undamaged, in one file with more entries."""
     kept = list(segments)
     for one in sorted((one for one in segments if one.bytes < large), key=lambda one: one.count):
         if any(_covers(other, one) for other in kept if other.count > one.count):
@@ -73,7 +73,7 @@ def _groups(small: Sequence[Segment], large: int) -> Iterator[list[Segment]]:
 
 
 def _join(group: Sequence[Segment]) -> int:
-    """One file of the undamaged entries of ``group``, then those go. Damaged ones are computed again when asked for."""
+    """Write the undamaged entries of ``group`` to one file and remove the others; damaged ones are recomputed later."""
     keys, records = [], []
     for one in group:
         for keys_N2, records_N, right_N in one.parts():

@@ -12,13 +12,13 @@ SUFFIX = ".complete.json"
 
 
 def note(folder: Path, dataset: str, vectors: int) -> None:
-    """All ``vectors`` texts of the dataset with that fingerprint, asked as it says, are in the teacher's ``folder``."""
+    """Note that all ``vectors`` texts of the dataset with this fingerprint are in the teacher's ``folder``."""
     with replacing(_path(folder, dataset)) as temporary:
         temporary.write_text(json.dumps({"dataset": dataset, "vectors": vectors}) + "\n", encoding="utf-8")
 
 
 def noted(folder: Path, dataset: str) -> int | None:
-    """How many vectors the dataset has, where all of them are there."""
+    """The number of the dataset's vectors if it was noted as complete, else None."""
     try:
         return int(json.loads(_path(folder, dataset).read_text(encoding="utf-8"))["vectors"])
     except (OSError, ValueError, KeyError, TypeError):
@@ -26,7 +26,7 @@ def noted(folder: Path, dataset: str) -> int | None:
 
 
 def forget(folder: Path) -> None:
-    """Something has been removed: nothing is known to be complete."""
+    """Remove all notes, because vectors have been removed."""
     for path in folder.glob(f"*{SUFFIX}"):
         path.unlink(missing_ok=True)
 

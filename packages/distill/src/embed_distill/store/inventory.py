@@ -18,24 +18,24 @@ from embed_distill.store.store import FACTS
 
 DAY = 24 * 3600
 DEFAULT_FOLDER = "teachers"
-"""In the cache directory."""
+"""Folder of the store in the cache directory."""
 
 
 def store_root(store: str | None, cache_dir: Path) -> Path:
-    """Where the vectors are: ``store``, else ``teachers`` in the cache directory."""
+    """The store's folder: ``store``, else ``teachers`` in the cache directory."""
     return Path(store).expanduser() if store else cache_dir / DEFAULT_FOLDER
 
 
 @dataclass(frozen=True)
 class Kept:
-    """One teacher's folder."""
+    """The facts of one teacher's folder."""
 
     folder: Path
     teacher: str
-    """As its first user named it."""
+    """The name that its first user gave it."""
     dtype: str
     width: int
-    """Values of a vector; 0 where there is none yet."""
+    """Values of a vector; 0 where there are no vectors yet."""
     vectors: int
     files: int
     bytes: int
@@ -44,12 +44,12 @@ class Kept:
 
     @property
     def name(self) -> str:
-        """Of the folder: what `--teacher` takes, besides the teacher's own name."""
+        """Name of the folder; `--teacher` takes it, or the teacher's own name."""
         return self.folder.name
 
 
 def kept(root: Path, names: Sequence[str] = ()) -> list[Kept]:
-    """The teachers of a store, the largest first; with ``names``, those. Raises DataError for a name without one."""
+    """The teachers of a store, the largest first; with ``names``, only those. Raises DataError for an unknown name."""
     folders = [path.parent for path in sorted(root.glob(f"*/{FACTS}"))]
     found = sorted(map(_kept, folders), key=lambda one: (-one.bytes, one.name))
     known = {one.name for one in found} | {one.teacher for one in found}
@@ -63,7 +63,7 @@ def kept(root: Path, names: Sequence[str] = ()) -> list[Kept]:
 
 @dataclass(frozen=True)
 class Removed:
-    """What :func:`collect` removed, or would."""
+    """Files that :func:`collect` removed, or with ``dry_run`` would have removed."""
 
     teacher: str
     files: int
@@ -74,7 +74,7 @@ class Removed:
 def collect(root: Path, *, unused_days: float | None, keep: Sequence[str], dry_run: bool = False) -> list[Removed]:
     """Remove files that no run has read for ``unused_days``, and, where ``keep`` is given, every other teacher.
 
-    Raises DataError for a name in ``keep`` without a folder: a typing error must not remove what it meant to keep.
+    Raises DataError for a name in ``keep`` without a folder: a typing error must not remove what was to be kept.
     """
     wanted = {one.name for one in kept(root, keep)} if keep else None
     removed: list[Removed] = []

@@ -1,4 +1,4 @@
-"""Sixteen bytes that stand for what a teacher was asked: how it was asked (prompt, length), and the text.
+"""The 16-byte keys of the store: digests of a text and of how the teacher was asked (prompt, length).
 
 Suffixes as in :mod:`embed_core.types`; 2 counts the halves of a key.
 """
@@ -22,12 +22,12 @@ KEY_BYTES = 16
 
 
 def salt_of(*facts: object) -> bytes:
-    """What a text's key depends on besides the text: 32 bytes for :func:`digest`."""
+    """Everything that a text's key depends on besides the text: 32 bytes for :func:`digest`."""
     return blake2b(repr(facts).encode("utf-8", "surrogatepass"), digest_size=32).digest()
 
 
 def digest(item: Item, salt: bytes) -> bytes:
-    """The key of a text, or of any item by its ``identity`` bytes, else by its ``repr``."""
+    """The key of a text, or of any other item by its ``identity`` bytes, else by its ``repr``."""
     if isinstance(item, str):
         content = b"text\0" + item.encode("utf-8", "surrogatepass")
     else:
@@ -36,16 +36,16 @@ def digest(item: Item, salt: bytes) -> bytes:
 
 
 def keys_array(digests: Iterable[bytes]) -> Keys:
-    """uint64 ``[N, 2]``: keys as numpy compares them, the first half first."""
+    """Keys as numpy compares them: uint64 ``[N, 2]``, first halves first."""
     whole = bytearray()
-    for one in digests:  # no list of a hundred million small objects
+    for one in digests:  # a bytearray avoids a list of a hundred million small objects
         whole += one
     return np.frombuffer(whole, dtype="<u8").reshape(-1, 2)
 
 
 def sorted_once(keys_N2: Keys) -> NDArray[np.int64]:
-    """Where each distinct key is first, in the order of the keys."""
-    order_N = np.lexsort((keys_N2[:, 1], keys_N2[:, 0]))  # stable: of equal keys the first stays first
+    """The first position of each distinct key, in the order of the keys."""
+    order_N = np.lexsort((keys_N2[:, 1], keys_N2[:, 0]))  # the sort is stable: of equal keys the first stays first
     ordered_N2 = keys_N2[order_N]
     new_N = np.ones(len(order_N), dtype=np.bool_)
     new_N[1:] = (ordered_N2[1:] != ordered_N2[:-1]).any(axis=1)

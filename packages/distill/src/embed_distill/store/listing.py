@@ -1,4 +1,4 @@
-"""Every text of a dataset with the role it has, each once: what a teacher is asked for ahead."""
+"""Lists the distinct texts of a dataset with their roles, for the precompute."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 _PLAIN = salt_of()
 AT_ONCE = 10_000
-"""Texts that are told from queries at a time."""
+"""Number of texts that are compared with the queries at a time."""
 
 
 def asked_of(dataset: Dataset) -> Iterator[tuple[Item, Role]]:
-    """Queries, positives and drawn negatives row by row, then what other texts there are, as passages; with repeats.
+    """Yields queries, positives and drawn negatives row by row, then all other texts, as passages; with repeats.
 
-    An item that a dataset draws at random and does not name among its ``texts()`` may not be here: it is computed when
-    it is drawn.
+    An item that a dataset draws at random and does not list in ``texts()`` may be missing: it is computed when it is
+    drawn.
     """
     rng, asked = np.random.default_rng(0), array("Q")
     for row in range(len(dataset)):
@@ -51,7 +51,7 @@ def _number(item: Item) -> int:
 class Listing:
     """The distinct texts of a dataset, by their keys for one teacher, in the order in which they first occur.
 
-    Memory is 16 bytes a text, and some more while it is made; the texts are read again for :meth:`blocks`.
+    Memory is 16 bytes a text, and more while it is built; :meth:`blocks` reads the texts again.
     """
 
     def __init__(self, dataset: Dataset, source: Source) -> None:
@@ -64,7 +64,7 @@ class Listing:
         return len(self._first)
 
     def blocks(self, size: int, wanted: set[int]) -> Iterator[list[tuple[Item, Role]]]:
-        """The blocks of ``size`` texts whose numbers are in ``wanted``, in their order."""
+        """Yields the blocks of ``size`` texts whose numbers are in ``wanted``, in ascending order."""
         if not wanted:
             return
         block: list[tuple[Item, Role]] = []

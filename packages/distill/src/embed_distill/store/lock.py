@@ -1,4 +1,4 @@
-"""One process at a time rearranges the files of a teacher. Adding a file and reading need no lock."""
+"""The lock for rearranging a teacher's files, held by one process at a time. Adding and reading files need no lock."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ NAME = ".lock"
 
 @contextmanager
 def rearranging(folder: Path, *, wait: bool) -> Iterator[bool]:
-    """Whether the lock was got; with ``wait`` it always is. It goes with the process, so a killed one leaves none."""
+    """Yields whether the lock was acquired; with ``wait`` it always is. A killed process releases its lock."""
     with (folder / NAME).open("a") as file:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | (0 if wait else fcntl.LOCK_NB))

@@ -1,11 +1,11 @@
-"""One file of a store: keys in their order, then the vectors. Written whole, never changed, read through a memory map.
+"""One file of a store: sorted keys, then vectors. It is written as a whole, never changed, and read by memory map.
 
     64 bytes   magic, version, dtype, width W, count n, CRC-32 of the keys, CRC-32 of the header itself
     8·n bytes  first halves of the keys, ascending         8·n bytes  second halves
     n records  as :func:`embed_distill.store.codec.record_type` says
 
-A binary search over the keys touches a few pages, and a vector's own page is read when it is wanted: a store may be far
-larger than memory, and the ranks of a machine share one copy of what is in memory of it.
+A binary search over the keys touches few pages, and a vector's page is read when needed, so a store may be far
+larger than memory, and the ranks of a machine share one copy of the pages in memory.
 """
 
 from __future__ import annotations
@@ -37,15 +37,15 @@ MAGIC, VERSION = b"EMBDTCHR", 1
 HEADER = struct.Struct("<8sHHIQI")
 HEADER_BYTES = 64
 AT_ONCE = 8_192
-"""Records in memory at a time, where all are looked at."""
+"""Number of records in memory at a time when all of them are read."""
 
 
 class DamagedError(Exception):
-    """A file that is no segment, or not a whole one. Never leaves this package: the file is passed over and told of."""
+    """A file that is not a whole segment. It never leaves this package: the store skips the file and announces it."""
 
 
 class Segment:
-    """See the module. Raises DamagedError where header or size are wrong, FileNotFoundError where it has gone."""
+    """Opens a segment. Raises DamagedError where header or size are wrong, FileNotFoundError where it is gone."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -65,14 +65,14 @@ class Segment:
 
     @property
     def name(self) -> str:
-        """Of the file."""
+        """The name of the file."""
         return self.path.name
 
     def find(self, keys_N2: Keys) -> NDArray[np.int64]:
-        """Where each key is, -1 for one that is not here.
+        """Position of each key, or -1 for one that is not here.
 
-        Of two keys with one first half only one is found: the other is computed again whenever it is asked for, which
-        among a thousand million texts happens to one in forty stores.
+        Of two keys with equal first halves only one is found; the other is computed again whenever it is asked for.
+        Among a thousand million texts this happens in one of forty stores.
         """
         at_N = np.searchsorted(self._heads, keys_N2[:, 0])
         inside_N = np.minimum(at_N, self.count - 1)
@@ -80,40 +80,40 @@ class Segment:
         return np.where(here_N & (at_N < self.count), inside_N, -1)
 
     def keys(self, positions_N: NDArray[np.int64] | slice) -> Keys:
-        """``[N, 2]``."""
+        """The keys at these positions, ``[N, 2]``."""
         return np.stack((self._heads[positions_N], self._tails[positions_N]), axis=1)
 
     def records(self, positions_N: NDArray[np.int64] | slice) -> tuple[NDArray[Any], NDArray[np.bool_]]:
-        """Records, and which of them have the right checksum."""
+        """The records at these positions, and which of them have the right checksum."""
         records_N = np.asarray(self._records[positions_N])
         return records_N, checksums(self.keys(positions_N), records_N) == records_N["crc"]
 
     def read(self, positions_N: NDArray[np.int64]) -> tuple[NDArray[np.float32], NDArray[np.bool_]]:
-        """Vectors ``[N, W]`` in fp32, and which of them have the right checksum."""
+        """The vectors at these positions, fp32 ``[N, W]``, and which of them have the right checksum."""
         records_N, right_N = self.records(positions_N)
         return decoded(records_N), right_N
 
     def parts(self) -> Iterator[tuple[Keys, NDArray[Any], NDArray[np.bool_]]]:
-        """All keys, records and whether they are right, some thousand at a time."""
+        """Yields all keys, records and whether their checksums are right, some thousands at a time."""
         for start in range(0, self.count, AT_ONCE):
             part = slice(start, start + AT_ONCE)
             records_N, right_N = self.records(part)
             yield self.keys(part), records_N, right_N
 
     def keys_are_right(self) -> bool:
-        """Whether no key has changed since it was written: one that has would be searched for in the wrong half."""
+        """Whether no key has changed since it was written: a binary search would miss a changed key."""
         return zlib.crc32(self._tails.tobytes(), zlib.crc32(self._heads.tobytes())) == self._keys_crc
 
     def used(self) -> None:
-        """Note on the file that a run has read from it: what `embed teacher gc --unused-days` goes by."""
-        with suppress(OSError):  # of another user, or gone: the vectors are as good
+        """Set the file's time to now, which `embed teacher gc --unused-days` reads as its last use."""
+        with suppress(OSError):  # the file is another user's, or gone: its vectors are still good
             os.utime(self.path)
 
 
 def write_segment(folder: Path, keys_N2: Keys, records_N: NDArray[Any], dtype: Dtype) -> Path:
-    """Write one, in the order of the keys and each key once; in place under a name that the keys give, at one stroke.
+    """Write one segment: each key once, in the order of the keys, atomically, under a name derived from the keys.
 
-    The same vectors are the same bytes under the same name, whoever writes them and in whatever order.
+    The same vectors give the same bytes under the same name, whoever writes them and in whatever order.
     """
     chosen_N = sorted_once(keys_N2)
     heads, tails = (np.ascontiguousarray(keys_N2[chosen_N, half], dtype="<u8").tobytes() for half in (0, 1))
@@ -127,12 +127,12 @@ def write_segment(folder: Path, keys_N2: Keys, records_N: NDArray[Any], dtype: D
         for start in range(0, len(chosen_N), AT_ONCE):
             file.write(records_N[chosen_N[start : start + AT_ONCE]].tobytes())
         file.flush()
-        os.fsync(file.fileno())  # the name must not be there before the content
+        os.fsync(file.fileno())  # the content must be on disk before the name is
     return folder / name
 
 
 def _header(head: bytes) -> tuple[Dtype, int, int, int]:
-    """dtype, width, count, CRC-32 of the keys."""
+    """Returns dtype, width, count and CRC-32 of the keys. Raises DamagedError."""
     if len(head) < HEADER_BYTES or head[:8] != MAGIC:
         raise DamagedError("it does not begin as a file of teacher vectors")
     crc = int.from_bytes(head[HEADER.size : HEADER.size + 4], "little")

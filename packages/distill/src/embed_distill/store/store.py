@@ -1,4 +1,4 @@
-"""The vectors of one teacher: a folder of :mod:`segments <embed_distill.store.segment>`."""
+"""The vectors of one teacher, kept in a folder of :mod:`segments <embed_distill.store.segment>`."""
 
 from __future__ import annotations
 
@@ -29,20 +29,20 @@ FACTS = "teacher.json"
 
 
 class VectorStore:
-    """``get`` and ``put`` of vectors by key. Safe in threads, and for any number of processes at once.
+    """Gets and puts vectors by key. It is safe for threads and for any number of processes at once.
 
-    A file is there whole or not at all, so a process may be killed at any time. An entry whose checksum is wrong counts
-    as missing: whoever asked computes it again and puts it beside. Raises DataError where the folder cannot be written.
+    A file is there whole or not at all, so a process may be killed at any time. An entry with a wrong checksum counts
+    as missing: the caller computes it again and adds it. Raises DataError where the folder cannot be written.
     """
 
     def __init__(self, folder: Path, dtype: Dtype, facts: Mapping[str, Any], announce: Announce) -> None:
-        """``facts`` say for people whose vectors these are."""
+        """``facts`` describe the teacher, for people who look into the folder."""
         self.folder, self.dtype, self._announce = folder, dtype, announce
         self.damaged = 0
-        """Entries and files that were found damaged."""
+        """Number of entries and files that were found damaged."""
         self._lock = threading.Lock()
         self._segments: dict[str, Segment] = {}
-        self._told: set[object] = set()
+        self._reported: set[object] = set()
         self._used: set[str] = set()
         self._seen: int | None = None
         try:
@@ -56,13 +56,13 @@ class VectorStore:
             ) from None
 
     def __len__(self) -> int:
-        """Entries of all files; one that is in two of them counts twice."""
+        """Number of entries in all files; an entry in two files counts twice."""
         with self._lock:
             self._look()
             return sum(one.count for one in self._segments.values())
 
     def get(self, keys_N2: Keys) -> tuple[NDArray[np.float32] | None, NDArray[np.bool_]]:
-        """Vectors fp32 ``[N, W]`` and which of the keys were found; the others' rows are 0. ``None`` where none was."""
+        """Vectors fp32 ``[N, W]`` (None if no key is found) and which keys were found; the rows of others are 0."""
         with self._lock:
             self._look()
             vectors_NW: NDArray[np.float32] | None = None
@@ -76,7 +76,7 @@ class VectorStore:
                 if not len(left):
                     continue
                 some, right = one.read(at)
-                self._tell(one, at[~right])
+                self._report_damaged(one, at[~right])
                 if vectors_NW is None:
                     vectors_NW = np.zeros((len(keys_N2), one.width), dtype=np.float32)
                 vectors_NW[left[right]] = some[right]
@@ -87,7 +87,7 @@ class VectorStore:
             return (vectors_NW if found_N.any() else None), found_N
 
     def has(self, keys_N2: Keys) -> NDArray[np.bool_]:
-        """Which keys are there, without looking at their vectors."""
+        """Which keys are present; their vectors are not checked."""
         with self._lock:
             self._look()
             here_N = np.zeros(len(keys_N2), dtype=np.bool_)
@@ -97,11 +97,11 @@ class VectorStore:
             return here_N
 
     def put(self, keys_N2: Keys, vectors_NW: NDArray[np.float32]) -> NDArray[np.float32]:
-        """Keep vectors, as one new file; returns them as :meth:`get` will give them."""
+        """Store vectors as one new file; returns them as :meth:`get` would."""
         records_N = encoded(keys_N2, vectors_NW, self.dtype)
         with self._lock:
             try:
-                self.folder.mkdir(parents=True, exist_ok=True)  # `embed teacher gc` may have taken it away
+                self.folder.mkdir(parents=True, exist_ok=True)  # `embed teacher gc` may have removed it
                 path = write_segment(self.folder, keys_N2, records_N, self.dtype)
                 self._segments[path.name] = Segment(path)
                 small = sum(one.bytes < (1 << 20) for one in self._segments.values())
@@ -115,12 +115,12 @@ class VectorStore:
         return decoded(records_N)
 
     def compact(self) -> None:
-        """Join small files, at the end of a build."""
+        """Join small files at the end of a build."""
         with self._lock:
             compact(self.folder)
 
     def _look(self) -> None:
-        """Take note of files that have come and gone."""
+        """Notice files that were added or removed since the last call."""
         try:
             changed = os.stat(self.folder).st_mtime_ns
         except FileNotFoundError:
@@ -137,8 +137,8 @@ class VectorStore:
             except FileNotFoundError:
                 continue
             except DamagedError as error:
-                if name not in self._told:
-                    self._told.add(name)
+                if name not in self._reported:
+                    self._reported.add(name)
                     self.damaged += 1
                     self._announce(
                         f"teacher store: {self.folder / name}: damaged ({error}): its vectors are computed again "
@@ -147,13 +147,13 @@ class VectorStore:
         self._seen = changed
 
     def _by_size(self) -> list[Segment]:
-        """Small ones first: an entry that was computed again is in a smaller file than its damaged one."""
+        """Segments, small ones first: a recomputed entry is in a smaller file than its damaged original."""
         return sorted(self._segments.values(), key=lambda one: (one.count, one.name))
 
-    def _tell(self, one: Segment, positions: NDArray[np.int64]) -> None:
-        new = {(one.name, int(at)) for at in positions} - self._told
+    def _report_damaged(self, one: Segment, positions: NDArray[np.int64]) -> None:
+        new = {(one.name, int(at)) for at in positions} - self._reported
         if new:
-            self._told |= new
+            self._reported |= new
             self.damaged += len(new)
             count = (
                 "1 vector has a wrong checksum: it is"

@@ -1,4 +1,4 @@
-"""Every checksum of a teacher's folder, and the damaged entries dropped where that is asked for."""
+"""Verifies every checksum of a teacher's folder, and can remove damaged entries."""
 
 from __future__ import annotations
 
@@ -20,15 +20,15 @@ if TYPE_CHECKING:
 
 @dataclass
 class Verified:
-    """What was found of one teacher."""
+    """The result for one teacher."""
 
     name: str
     entries: int = 0
-    """Looked at."""
+    """Number of entries checked."""
     damaged: int = 0
-    """Of them, with a wrong checksum."""
+    """Number of those with a wrong checksum."""
     files: list[str] = field(default_factory=list)
-    """``path: reason`` of files that cannot be read as a whole."""
+    """``path: reason`` of files that cannot be read at all."""
 
     @property
     def right(self) -> bool:
@@ -37,7 +37,7 @@ class Verified:
 
 
 def verify(folder: Path, *, repair: bool = False) -> Verified:
-    """Read every entry. With ``repair``, damaged entries and files go; a run or a build computes them again."""
+    """Check every entry. ``repair`` removes damaged entries and files, which runs and builds compute again."""
     found = Verified(folder.name)
     with rearranging(folder, wait=True):
         for path in sorted(folder.glob(f"*{SUFFIX}")):
@@ -64,7 +64,7 @@ def _verify_one(segment: Segment, found: Verified, *, repair: bool) -> None:
             keys.append(keys_N2[right_N])
             records.append(records_N[right_N])
     found.entries += segment.count
-    if not wrong and not segment.keys_are_right():  # of two keys with each other's vectors: no entry can be trusted
+    if not wrong and not segment.keys_are_right():  # keys may have been swapped, so no entry can be trusted
         raise DamagedError("its keys have a wrong checksum")
     found.damaged += wrong
     if repair and wrong:

@@ -1,1 +1,1 @@
-"""Teachers: their configs, fingerprints, cached vectors, and training a small one."""
+"""Teachers: configs, fingerprints, cached vectors, precomputation, and the training of a small teacher."""

@@ -1,4 +1,4 @@
-"""Teachers and their stores: a vector is looked up, and computed where it is not there. The only place that does."""
+"""Looks a teacher's vectors up in the teacher store, and computes those that it lacks. No other module does."""
 
 from __future__ import annotations
 
@@ -30,19 +30,19 @@ Asked = Sequence[tuple[Any, "Role"]]
 
 
 class Source:
-    """One teacher's vectors. The model is built when a vector is missing, and not before."""
+    """One teacher's vectors. The model is loaded only when a vector is missing."""
 
     def __init__(self, config: TeacherConfig, root: Path, dtype: Dtype, context: BuildContext) -> None:
         self.config, self.context = config, context
-        with context.first():  # a large model's files are read once
+        with context.first():  # rank 0 reads a large model's files first; the others find the digest
             self.identity = identify(config, root, context)
         self.folder = root / f"{self.identity.name}-{dtype}"
         facts = {"teacher": config.label, "stored": dtype, **self.identity.facts}
         self.store = VectorStore(self.folder, dtype, facts, context.announce)
         self.computed = 0
-        """Vectors that the teacher has computed, in this process."""
+        """Number of vectors that the teacher has computed in this process."""
         self.found = 0
-        """Vectors that came from the store, in this process."""
+        """Number of vectors that came from the store in this process."""
         self._teacher: Teacher | None = None
 
     @property
@@ -51,23 +51,23 @@ class Source:
         return self._teacher is not None
 
     def key(self, item: Item, role: Role) -> bytes:
-        """What the store knows the vector by."""
+        """The key of the vector in the store."""
         return digest(item, self.identity.salts[role])
 
     def fingerprint(self) -> str:
-        """Of the teacher, how it is asked, and how its vectors are kept."""
+        """Identifies the teacher, its prompts and lengths, and the storage format of its vectors."""
         salts = self.identity.salts
         return f"{self.folder.name}:{salts['query'].hex()}:{salts['passage'].hex()}"
 
     def vectors(self, asked: Asked) -> NDArray[np.float32]:
-        """fp32 ``[N, W]`` of unit length, as they are kept: the first time and every other time the same."""
+        """fp32 ``[N, W]`` of unit length, rounded as stored, so the first call returns the same as every other."""
         every_N2 = keys_array(self.key(item, role) for item, role in asked)
         once = sorted_once(every_N2)
         vectors_MW, found_M = self.store.get(every_N2[once])
         self.found += int(found_M.sum())
         missing = once[~found_M]
         if len(missing):
-            missing.sort()  # in the order they were asked in, which does not depend on their keys
+            missing.sort()  # keep the order of `asked`, which does not depend on the keys
             made_MW = self._computed([asked[place] for place in missing.tolist()], every_N2[missing])
             if vectors_MW is None:
                 vectors_MW = np.zeros((len(once), made_MW.shape[1]), dtype=np.float32)
@@ -80,15 +80,15 @@ class Source:
         return found
 
     def compute(self, asked: Asked) -> None:
-        """Fill the store with what it lacks of ``asked``, each of which is asked once."""
+        """Add the vectors of ``asked`` that the store lacks; ``asked`` has no repeats."""
         keys_N2 = keys_array(self.key(item, role) for item, role in asked)
         missing = np.flatnonzero(~self.store.has(keys_N2))
         if len(missing):
             self._computed([asked[place] for place in missing.tolist()], keys_N2[missing])
 
     def load(self, *, together: bool = False) -> Teacher:
-        """The model, built at the first call. ``together`` says that every rank calls it now: building some models
-        takes all of them."""
+        """The model, loaded at the first call. ``together`` means that every rank calls it now: building some models
+        needs all ranks."""
         if self._teacher is None:
             self.context.announce(f"teacher: loading {self.config.label}")
             context = self.context if together else replace(self.context, barrier=lambda: None)
@@ -96,7 +96,7 @@ class Source:
         return self._teacher
 
     def unload(self) -> None:
-        """Free the model's memory; it is built again where another vector is missing."""
+        """Free the model's memory; it is loaded again when another vector is missing."""
         if self._teacher is None:
             return
         self._teacher = None
@@ -113,7 +113,7 @@ class Source:
 
 
 class Sources:
-    """All teachers of a run. Their vectors stand side by side, scaled so that the whole has unit length.
+    """All teachers of a run. Their vectors are concatenated and scaled so that the whole has unit length.
 
     The inner product of two such vectors is the mean of the teachers' cosines.
     """
@@ -130,26 +130,26 @@ class Sources:
 
     @property
     def computed(self) -> int:
-        """Vectors computed by the teachers in this process."""
+        """Number of vectors computed by the teachers in this process."""
         return sum(one.computed for one in self.each)
 
     @property
     def found(self) -> int:
-        """Vectors that came from the store in this process."""
+        """Number of vectors that came from the store in this process."""
         return sum(one.found for one in self.each)
 
     def vectors(self, asked: Asked) -> NDArray[np.float32]:
-        """fp32 ``[N, W]``, W the sum of the teachers' widths."""
+        """Vectors of unit length, fp32 ``[N, W]``; W is the sum of the teachers' widths."""
         parts = [one.vectors(asked) for one in self.each]
         return parts[0] if len(parts) == 1 else np.concatenate(parts, axis=1) / np.float32(np.sqrt(len(parts)))
 
     def fingerprint(self) -> str:
-        """Of all teachers and of how their vectors are kept."""
+        """Identifies all teachers and the storage format of their vectors."""
         return ",".join(one.fingerprint() for one in self.each)
 
 
 def _ranks_of(values: NDArray[np.int64], among: NDArray[np.int64]) -> NDArray[np.int64]:
-    """Where each of ``values`` is in ``among``."""
+    """Positions of ``values`` in ``among``."""
     order = np.argsort(among)
     found: NDArray[np.int64] = order[np.searchsorted(among, values, sorter=order)]
     return found

@@ -1,4 +1,4 @@
-"""Which model teaches, and how its vectors are computed. Imports nothing heavy."""
+"""The config of a teacher: its model, and how its vectors are computed. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -27,35 +27,33 @@ _OF_A_NAME = (
 
 
 class TeacherConfig(Section):
-    """A teacher: a model by its name, or a model of any registered kind. Its dense vectors are brought to unit length.
-
-    Nothing of it is trained.
-    """
+    """A teacher, given by a model's name or as a model of any kind. Its vectors are scaled to unit length; it is never
+    trained."""
 
     name_or_path: str | None = None
     """A model directory or a model of the hub: an encoder that transformers loads, with the pooling and the prompts
-    that sentence-transformers' files beside it say. Either this or ``model``."""
+    that its sentence-transformers files state. Give either this or ``model``."""
     model: ModelConfig | None = None
-    """A model of any kind, with all its own keys. Either this or ``name_or_path``."""
+    """A model of any kind, with all its own keys. Give either this or ``name_or_path``."""
     revision: str | None = None
     """Branch, tag or commit of a model of the hub; None = its main branch."""
     query_prompt: str | None = None
-    """Put before queries for the teacher, whatever the student's prompts; None = as saved with it, "" = none."""
+    """The teacher's prompt for queries, independent of the student's; None = the saved one, "" = none."""
     passage_prompt: str | None = None
-    """Put before passages for the teacher; None = as saved with it, "" = none."""
+    """The teacher's prompt for passages; None = the saved one, "" = none."""
     max_length: int | None = Field(default=None, ge=3)
-    """Tokens at which the teacher cuts texts; None = 512, or as many as it has positions for."""
+    """Number of tokens at which the teacher cuts texts; None = 512, or fewer if it has fewer positions."""
     pooling: Pooling | None = None
-    """Where its vector comes from; None = as saved with it, else ``mean``."""
+    """How token states become one vector; None = the saved pooling, else ``mean``."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
     dtype: Literal["auto", "fp32", "bf16", "fp16"] = "auto"
-    """What it computes in; `auto` is bf16 where the hardware multiplies it natively, else fp32. Vectors that were
-    computed under another ``dtype`` are not used, those of `auto` are, on whatever hardware."""
+    """Precision of the computation; `auto` is bf16 where the hardware multiplies it natively, else fp32. Vectors stored
+    under another ``dtype`` are not reused; those of `auto` are, on any hardware."""
     device: Literal["auto", "cpu", "cuda"] = "auto"
-    """Where it computes; `auto` is the run's device."""
+    """Device of the computation; `auto` is the run's device."""
     token_budget: Literal["auto"] | Annotated[int, Field(gt=0)] = "auto"
-    """Tokens of one chunk of texts, padding included; `auto` is as the engine's."""
+    """Tokens of one chunk of texts, padding included; `auto` chooses as the training engine does."""
 
     @model_validator(mode="after")
     def _one_of_two(self) -> Self:
@@ -71,7 +69,7 @@ class TeacherConfig(Section):
 
     @property
     def label(self) -> str:
-        """What messages and tables call it."""
+        """The teacher's name in messages and tables."""
         return str(self.name_or_path or getattr(self.model, "name_or_path", None) or (self.model and self.model.kind))
 
     def load(self, identity: Identity, context: BuildContext) -> Teacher:
@@ -81,7 +79,7 @@ class TeacherConfig(Section):
         return LocalTeacher(self, identity, context)
 
     def transformers(self) -> TransformersEncoderConfig | None:
-        """The model's config where it is of kind ``transformers-encoder``; what is None in it is as saved."""
+        """The model's config where it is of kind ``transformers-encoder``; its None values mean the saved settings."""
         from embed_core.models.transformers_encoder.config import TransformersEncoderConfig
 
         if self.model is not None:

@@ -1,7 +1,7 @@
-"""Fingerprints a teacher without loading it, from its files or its commit on the hub and its settings.
+"""Fingerprints a teacher from its files (or commit on the hub) and settings, without loading it.
 
-The name of a directory does not count. A model that is trained again into the same directory is another teacher, and
-one that is copied or renamed is the same.
+The name of a directory does not count: a model trained again into the same directory is another teacher, and one that
+is copied or renamed is the same.
 """
 
 from __future__ import annotations
@@ -28,39 +28,39 @@ if TYPE_CHECKING:
     from embed_distill.teacher.config import TeacherConfig
 
 VERSION = 1
-"""Raise it when the same teacher gives other vectors."""
+"""Raise this number when the same teacher would give other vectors."""
 CONTENT = (".json", ".safetensors", ".bin", ".pt", ".model", ".txt", ".py")
-"""Files of a model that its vectors depend on."""
+"""Suffixes of the model files that its vectors depend on."""
 MEMORY = "contents.json"
-"""Digests of directories, so that gigabytes are read once: path → (sizes and times of the files, digest)."""
+"""Digests of directories, so that gigabytes are read once: path → (digest of sizes and times, digest of content)."""
 DEFAULT_LENGTH = 512
 _LENGTHS = ("query_max_length", "passage_max_length")
 _PER_TEXT = ("query_prompt", "passage_prompt", *_LENGTHS)
-"""Settings that are part of a text's key instead: a text that is asked for in the same way has one vector, whether it
-is a query or a passage."""
+"""Settings that are part of a text's key instead: a text asked for with equal settings shares one vector, whether it is
+a query or a passage."""
 _WITHOUT_EFFECT = ("name_or_path", "revision", "trust_remote_code", "normalize", "pad_to_multiple_of", "from_scratch")
 
 
 @dataclass(frozen=True)
 class Identity:
-    """A teacher as the store knows it."""
+    """A teacher's fingerprint, with the config that loads it."""
 
     model: ModelConfig
-    """What is built where vectors are missing; prompts and lengths of a transformers encoder are filled in."""
+    """The config to build where vectors are missing, with prompts and lengths of a transformers encoder filled in."""
     facts: Mapping[str, Any]
-    """All that its vectors depend on besides prompt, length and text."""
+    """Everything that the vectors depend on, except prompt, length and text."""
     salts: Mapping[Role, bytes]
-    """What the keys of texts depend on besides the texts, by role."""
+    """Salts of the text keys by role; they carry prompt and length."""
 
     @cached_property
     def name(self) -> str:
-        """Of its folder."""
+        """The name of the teacher's folder, a digest of ``facts``."""
         return blake2b(json.dumps(self.facts, sort_keys=True).encode(), digest_size=12).hexdigest()
 
 
 def identify(config: TeacherConfig, root: Path, context: BuildContext) -> Identity:
-    """``root`` is where digests of directories are remembered. A model whose config names no directory is known by the
-    config and the seed.
+    """Fingerprint a teacher; digests of directories are remembered in ``root``. A model whose config names no directory
+    is identified by the config and the seed.
 
     Raises CheckpointError for a model that is not there, or that the model kind cannot use.
     """
@@ -88,7 +88,7 @@ def _of_another_kind(config: TeacherConfig, model: ModelConfig, root: Path, cont
 
 
 def _filled(encoder: TransformersEncoderConfig, directory: Path, length: int | None) -> TransformersEncoderConfig:
-    """With what it leaves to the saved files."""
+    """The config with its None values replaced by the saved settings."""
     from embed_core.models.transformers_encoder.build import read_saved
 
     saved = read_saved(directory)
@@ -103,20 +103,20 @@ def _filled(encoder: TransformersEncoderConfig, directory: Path, length: int | N
 
 
 def _found(name: str, revision: str | None, root: Path) -> tuple[Path, str]:
-    """A directory with at least the model's small files, and what stands for its content."""
+    """A directory with at least the model's small files, and a string that identifies its content."""
     path = Path(name).expanduser()
     if path.is_dir():
         return path, content_of(path, root)
     if path.exists() or name.startswith(("/", ".", "~")) or name.count("/") > 1:
         from embed_core.models.hub import model_directory
 
-        model_directory(name)  # says what is wrong
+        model_directory(name)  # raises the error that says what is wrong
     directory = _small_files(name, revision)
     return directory, f"{name}@{directory.name}"
 
 
 def _small_files(name: str, revision: str | None) -> Path:
-    """Of a model of the hub: its snapshot's folder, named by the commit, without the weights unless they are there."""
+    """The snapshot's folder of a model of the hub, named by the commit; weights are not downloaded."""
     from huggingface_hub import snapshot_download
 
     from embed_core.utils.logging import quiet_transformers
@@ -124,7 +124,7 @@ def _small_files(name: str, revision: str | None) -> Path:
     try:
         with quiet_transformers():
             return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*/config.json"]))
-    except Exception as error:  # offline, no such repository or revision, no access: httpx, OSError and ValueError
+    except Exception as error:  # httpx, OSError or ValueError: offline, no such repository or revision, no access
         at = f" at revision {revision!r}" if revision else ""
         reason = one_line(error, 200)
         raise CheckpointError(
@@ -134,11 +134,11 @@ def _small_files(name: str, revision: str | None) -> Path:
 
 
 def _longest(directory: Path) -> int:
-    """Tokens of a text where the user names no length; RoBERTa's positions start after the padding id."""
+    """Default number of tokens of a text; RoBERTa's first usable position follows the padding id."""
     try:
         config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     except (OSError, ValueError):
-        return DEFAULT_LENGTH  # loading it says what is wrong, where it has to be loaded
+        return DEFAULT_LENGTH  # if the model has to be loaded, loading reports the error
     room = config.get("max_position_embeddings") if isinstance(config, dict) else None
     if not isinstance(room, int):
         return DEFAULT_LENGTH
@@ -148,7 +148,7 @@ def _longest(directory: Path) -> int:
 
 
 def content_of(directory: Path, root: Path) -> str:
-    """A digest of the files in ``directory`` that a model consists of. Raises CheckpointError for unreadable ones."""
+    """A digest of the model files in ``directory``. Raises CheckpointError where one cannot be read."""
     place = str(directory.resolve())
     try:
         files = sorted(path for path in directory.rglob("*") if path.suffix in CONTENT and path.is_file())
@@ -190,7 +190,7 @@ def _remembered(root: Path) -> dict[str, list[str]]:
 
 
 def _directories(value: Any) -> Iterator[str]:
-    """Directories that a plain config names, at any depth."""
+    """Yields the directories that a plain config names, at any depth."""
     if isinstance(value, str):
         if value and Path(value).expanduser().is_dir():
             yield value
@@ -200,7 +200,7 @@ def _directories(value: Any) -> Iterator[str]:
 
 
 def _with_contents(value: Any, root: Path) -> Any:
-    """A plain config with the content of every directory in place of its name."""
+    """A plain config with every directory's name replaced by its content digest."""
     if isinstance(value, str):
         return content_of(Path(value).expanduser(), root) if any(_directories(value)) else value
     if isinstance(value, dict):

@@ -1,4 +1,4 @@
-"""Runs a local teacher: texts to vectors of unit length, without gradient, in chunks of similar length."""
+"""Runs a teacher: turns texts into vectors of unit length, without gradient, in chunks of similar length."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ if TYPE_CHECKING:
 class LocalTeacher:
     """A model in evaluation mode on its device. Raises CheckpointError and ConfigError where it cannot be used.
 
-    Building it leaves torch's generator as it was: a run that finds all vectors in the store, and never builds it, goes
-    the same way.
+    Building it leaves torch's generator unchanged, so that a run behaves the same when all vectors are in the store and
+    the teacher is never built.
     """
 
     def __init__(self, config: TeacherConfig, identity: Identity, context: BuildContext) -> None:
@@ -46,7 +46,7 @@ class LocalTeacher:
     def vectors(self, asked: Sequence[tuple[Item, Role]]) -> NDArray[np.float32]:
         """fp32 ``[N, W]`` of unit length, of items as queries or passages.
 
-        Raises ConfigError for a model without a dense vector, and for one whose vector is not finite.
+        Raises ConfigError for a model without dense vectors, and for a vector that is not finite.
         """
         import torch
         from torch.nn import functional
@@ -78,7 +78,7 @@ class LocalTeacher:
         for role in roles:
             places = [place for place, (_, of) in enumerate(asked) if of == role]
             if places:
-                # The teacher's own prompts: a row's are for the student.
+                # None selects the teacher's own prompts: those of a row are for the student.
                 made = self._model.tokenize([asked[place][0] for place in places], role, [None] * len(places))
                 for place, one in zip(places, made, strict=True):
                     encoded[place] = one
@@ -91,7 +91,7 @@ class LocalTeacher:
 
 
 def _ranks(config: TeacherConfig, context: BuildContext) -> Ranks:
-    """This rank, on the teacher's device. Raises ConfigError for CUDA where there is none."""
+    """This rank on the teacher's device. Raises ConfigError for CUDA where there is none."""
     import torch
 
     from embed_core.distributed.process_group import Ranks

@@ -1,4 +1,4 @@
-"""The store is filled ahead of a run: all ranks, block by block, each block written whole."""
+"""Precomputes teacher vectors ahead of a run: the ranks share the blocks of texts, and write each block as a whole."""
 
 from __future__ import annotations
 
@@ -19,28 +19,27 @@ if TYPE_CHECKING:
     from embed_distill.teacher.cached import Source
 
 BLOCK = 2_048
-"""Texts that are computed and written at once: what a killed build has to do again, and enough to sort by length."""
+"""Texts that are computed and written at once: few enough to repeat after a kill, enough to sort by length."""
 EVERY_SECONDS = 10.0
-"""Between two lines that say how far it is."""
+"""Seconds between two lines of progress."""
 
 
 class Filled(NamedTuple):
-    """What a build found and did, on all ranks."""
+    """Counts of a finished precompute, over all ranks."""
 
     texts: int
     """Distinct texts of the dataset, for this teacher."""
     missing: int
-    """Of them, those the store had no vector of."""
+    """Number of those texts that had no vector in the store."""
 
 
 def fill(
     dataset: Dataset, source: Source, context: BuildContext, clock: Callable[[], float] = time.monotonic
 ) -> Filled:
-    """Compute what the store lacks of ``dataset``'s texts. Every rank has to call it.
+    """Compute the vectors of ``dataset``'s texts that the store lacks. Every rank has to call this.
 
-    Blocks are places in the dataset's texts, so which rank has which, and what is in a file, depend neither on the
-    number of ranks nor on when another build was stopped: the same texts leave the same files. A dataset that is
-    complete is noted, and not gone through again.
+    Blocks are ranges of the dataset's texts, so the same texts leave the same files, whatever the number of ranks and
+    wherever an earlier build was stopped. A complete dataset is noted, so the next call skips it.
     """
     name = _name(dataset, source)
     known = complete.noted(source.folder, name)
@@ -57,7 +56,7 @@ def fill(
 
 
 def is_complete(dataset: Dataset, source: Source) -> bool:
-    """Whether the store has a vector of every text; a store that is empty is not gone through."""
+    """Whether the store has a vector for every text. An empty store is answered without reading the dataset."""
     name = _name(dataset, source)
     if complete.noted(source.folder, name) is not None:
         return True
@@ -74,7 +73,7 @@ def _examined(dataset: Dataset, source: Source, context: BuildContext, clock: Ca
     listing = Listing(dataset, source)
     lacking = {number: lacks for number, keys_N2 in enumerate(_blocks(listing)) if (lacks := _lacks(source, keys_N2))}
     missing = sum(lacking.values())
-    context.barrier()  # all ranks have looked before one of them changes what there is
+    context.barrier()  # all ranks have read the store before one of them adds to it
     try:
         if lacking:
             context.announce(
@@ -86,20 +85,20 @@ def _examined(dataset: Dataset, source: Source, context: BuildContext, clock: Ca
             _compute(listing, source, own, context, clock)
             source.unload()
     finally:
-        context.barrier()  # also where it failed: the others must not wait for ever
+        context.barrier()  # after a failure too, or the other ranks would wait forever
     return Filled(len(listing), missing)
 
 
 def _compute(
     listing: Listing, source: Source, own: set[int], context: BuildContext, clock: Callable[[], float]
 ) -> None:
-    began = told = clock()
+    began = last_line = clock()
     before = source.computed
     for done, block in enumerate(listing.blocks(BLOCK, own), start=1):
         source.compute(block)
         now = clock()
-        if now - told >= EVERY_SECONDS:
-            told = now
+        if now - last_line >= EVERY_SECONDS:
+            last_line = now
             rate = (source.computed - before) / max(now - began, 1e-9)
             context.announce(
                 f"teacher: {done} of {len(own)} blocks of {BLOCK:,} texts are done, {rate:,.0f} vectors/s on each rank"
@@ -107,7 +106,7 @@ def _compute(
 
 
 def _name(dataset: Dataset, source: Source) -> str:
-    """The same texts with other prompts are other vectors."""
+    """Identifies dataset and teacher: the same texts with other prompts have other vectors."""
     return f"{dataset.fingerprint()}|{source.fingerprint()}"
 
 

@@ -1,4 +1,4 @@
-"""Trains a small teacher once and caches it."""
+"""Trains a small teacher in a run of its own, once, and keeps it in the cache."""
 
 from __future__ import annotations
 
@@ -27,14 +27,14 @@ if TYPE_CHECKING:
     from embed_distill.teacher.train_config import TrainedTeacher
 
 EVERY_SECONDS = 20.0
-"""Between two lines of progress."""
+"""Seconds between two lines of progress."""
 
 
 def trained_teacher(config: TrainedTeacher, context: BuildContext) -> TeacherConfig:
-    """The teacher, trained or from the cache. Every rank has to call it. Raises what a run raises."""
+    """The teacher, from the cache or newly trained. Every rank has to call this. Raises what a run raises."""
     dataset = config.data.build(context)
     target = context.cache_dir / "trained" / _key(config, dataset)
-    # One look for all ranks, before any of them can have written it.
+    # All ranks look before any of them can have written it, so they agree.
     there = (target / "config.json").is_file()
     context.barrier()
     if not there:
@@ -52,7 +52,7 @@ def _train(config: TrainedTeacher, dataset: Dataset, context: BuildContext, targ
     from embed_core.plugin.manager import plugin_manager
     from embed_core.train.run import Options, run
 
-    # Under a name of its own: another run may be training the same model, and the first to finish is kept.
+    # Train in a folder of its own: another run may train the same model, and the first to finish is kept.
     place = beside(target)
     nested = RunConfig(
         name="teacher",
@@ -82,17 +82,17 @@ def _train(config: TrainedTeacher, dataset: Dataset, context: BuildContext, targ
 
 
 class _Progress:
-    """Says now and then how far the run before the run is: it has no display."""
+    """Announces the progress of the teacher's training, which has no display."""
 
     def __init__(self, announce: Announce) -> None:
-        self._announce, self._told = announce, time.monotonic()
+        self._announce, self._last = announce, time.monotonic()
 
     @hookimpl
     def embed_step_ended(self, event: StepEvent) -> None:
-        """A line, where the last one is long ago."""
+        """Announce a line if enough time has passed since the last one, and at the last step."""
         now = time.monotonic()
-        if event.evaluation is None and (now - self._told >= EVERY_SECONDS or event.step == event.total_steps):
-            self._told = now
+        if event.evaluation is None and (now - self._last >= EVERY_SECONDS or event.step == event.total_steps):
+            self._last = now
             self._announce(f"embedded teacher: step {event.step} of {event.total_steps}, loss {event.loss:.4f}")
 
 
@@ -100,13 +100,13 @@ def _keep(export: Path, target: Path) -> None:
     try:
         export.rename(target)
     except OSError:
-        if not (target / "config.json").is_file():  # another process was first, or it is a real failure
+        if not (target / "config.json").is_file():  # if the target exists, another process was first
             raise
 
 
 @contextmanager
 def _random_state() -> Iterator[None]:
-    """The run inside draws from the generators: put back, or the run around it would depend on the cache."""
+    """Restore the random generators that the inner run draws from, or the outer run would depend on the cache."""
     python, numbers, tensors = random.getstate(), np.random.get_state(), torch.random.get_rng_state()
     try:
         yield

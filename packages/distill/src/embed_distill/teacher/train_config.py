@@ -1,4 +1,4 @@
-"""A teacher that the run trains itself: its section, and the dataset kind ``with-trained-teacher``."""
+"""The section of a teacher that the run trains itself, and the dataset kind ``with-trained-teacher``."""
 
 from __future__ import annotations
 
@@ -15,37 +15,37 @@ if TYPE_CHECKING:
 
 
 class TrainedTeacher(Section):
-    """A teacher that a run of its own trains where it is first needed. It is kept in the cache and used ever after."""
+    """A teacher that is trained in a run of its own when it is first needed, and then kept in the cache."""
 
     model: ModelConfig
-    """What is trained; exported by the checkpoint kind `transformers`."""
+    """The model to train; it is exported by the checkpoint kind `transformers`."""
     data: DatasetConfig
-    """What it is trained on. Another content of it is another teacher."""
+    """The data to train on. If its content changes, another teacher is trained."""
     sampler: SamplerConfig
     """How its batches are drawn."""
     loss: LossConfig
-    """What it is trained by."""
+    """The loss of its training."""
     train: TrainConfig = TrainConfig()
-    """How long it is trained."""
+    """The length of its training."""
     seed: int = Field(default=42, ge=0)
-    """Of its own run."""
+    """Seed of its training."""
     max_length: int = Field(default=512, ge=3)
-    """Tokens at which it cuts texts as a teacher."""
+    """Number of tokens at which it cuts texts as a teacher."""
 
 
 class WithTrainedTeacherConfig(DatasetConfig):
-    """Another dataset with a teacher's vectors, as kind `with-teacher`; the teacher is trained first, once."""
+    """Another dataset with a teacher's vectors, like kind `with-teacher`; the teacher is trained first, once."""
 
     kind: Literal["with-trained-teacher"] = "with-trained-teacher"
     inner: DatasetConfig
     """The dataset, of any kind."""
     teacher: TrainedTeacher
-    """Who is trained, and how."""
+    """The teacher and its training."""
     store: str | None = None
-    """Folder of the vectors; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
+    """Folder of the teacher store; None = ``teachers`` in the cache directory (``EMBED_CACHE``)."""
 
     def build(self, context: BuildContext) -> Dataset:
-        """All ranks take part in the training. Raises what a run raises."""
+        """Train the teacher, on all ranks, and build the dataset. Raises what a run raises."""
         from embed_distill.datasets.config import WithTeacherConfig
         from embed_distill.teacher.train import trained_teacher
 

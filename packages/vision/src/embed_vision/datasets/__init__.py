@@ -1,1 +1,1 @@
-"""Image-text rows: reading, checking and decoding pictures."""
+"""Image-text datasets: reading rows, checking them, and decoding pictures."""

@@ -1,7 +1,7 @@
-"""Every row read, every picture opened once: which rows are usable, and what ties rows together.
+"""Reads every row and opens every picture once: finds the usable rows and the identities that rows share.
 
-The result is kept in the cache by the rows' content and by size and time of the picture files, so that the next run
-over the same data opens none.
+The result is cached by the rows' content and by size and time of the picture files, so that the next run over the same
+data opens no picture.
 """
 
 from __future__ import annotations
@@ -35,14 +35,14 @@ if TYPE_CHECKING:
 
 VERSION = 1
 AT_ONCE = 256
-"""Rows whose pictures are in memory together."""
+"""Number of rows whose pictures are in memory together."""
 LISTED = 3
-"""Bad rows that are named."""
+"""Number of bad rows that a message names."""
 
 
 @dataclass(frozen=True)
 class CheckOptions:
-    """What is done with what cannot be used."""
+    """How rows are checked, and what happens to bad ones."""
 
     on_bad_row: Literal["error", "skip"] = "error"
     depth: Literal["decode", "open"] = "decode"
@@ -51,27 +51,27 @@ class CheckOptions:
 
 @dataclass(frozen=True)
 class Checked:
-    """The usable rows."""
+    """The usable rows of a table."""
 
     rows_N: NDArray[np.int64]
     """Their numbers in the table, ascending."""
     ids_K: NDArray[np.uint64]
-    """Of each, row after row: what no other row of a batch may share (query, positives), by content."""
+    """Identities of the rows' queries and positives by content, row after row: no two rows of a batch may share one."""
     offsets_N1: NDArray[np.int64]
     digest: str
-    """Of the content of all usable rows and their pictures: the same wherever the files are."""
+    """Digest of the content of all usable rows and their pictures, independent of where the files are."""
     files: tuple[str, ...] = ()
-    """The files of pictures that were opened."""
+    """The picture files that were opened."""
     bad: tuple[str, ...] = ()
-    """Why rows were left out, one line each."""
+    """Reasons why rows were left out, one line each."""
 
     def identities(self, index: int) -> NDArray[np.uint64]:
-        """Of usable row ``index``."""
+        """The identities of usable row ``index``."""
         return self.ids_K[self.offsets_N1[index] : self.offsets_N1[index + 1]]
 
 
 def checked(table: Table, options: RowOptions, how: CheckOptions, cache: Path) -> Checked:
-    """All rows of ``table``. Raises DataError for the first bad one, where they are not skipped, and where all are."""
+    """Check all rows of ``table``. Raises DataError for the first bad one unless they are skipped, or if all are."""
     key = _key(table, options, how)
     folder = cache / "vision" / "checked"
     found = _kept(folder / f"{key}.npz")
@@ -86,7 +86,7 @@ def checked(table: Table, options: RowOptions, how: CheckOptions, cache: Path) -
 
 
 def told(found: Checked, name: str) -> str | None:
-    """What to say about the rows that were left out."""
+    """The message about the rows that were left out, if any."""
     if not found.bad:
         return None
     first = "; ".join(found.bad[:LISTED]) + ("; …" if len(found.bad) > LISTED else "")
@@ -94,7 +94,7 @@ def told(found: Checked, name: str) -> str | None:
 
 
 def item_id(item: VisionItem, contents: dict[bytes, bytes] | None = None) -> bytes:
-    """8 bytes of the content; ``contents`` are digests of pictures that have been read, by their identity."""
+    """8 bytes of the content; ``contents`` maps the identities of pictures that have been read to their digests."""
     if isinstance(item, str):
         return text_id(item)
     if isinstance(item, Mixed):
@@ -105,7 +105,7 @@ def item_id(item: VisionItem, contents: dict[bytes, bytes] | None = None) -> byt
 
 
 def pictures(items: Iterable[VisionItem]) -> Iterator[Picture]:
-    """Those among ``items``, and those in them."""
+    """Yields the pictures among ``items`` and inside them."""
     for item in items:
         if isinstance(item, Picture):
             yield item
@@ -114,7 +114,7 @@ def pictures(items: Iterable[VisionItem]) -> Iterator[Picture]:
 
 
 def items_of(row: VisionRow) -> tuple[VisionItem, ...]:
-    """Query, positives, negatives."""
+    """The row's query, positives and negatives."""
     return (row.query, *row.pos, *row.neg)
 
 
@@ -160,14 +160,14 @@ def _first_fault(row: VisionRow, verdicts: dict[bytes, bytes | str]) -> str | No
     for picture in pictures(items_of(row)):
         verdict = verdicts[picture.identity]
         if isinstance(verdict, str):
-            # The picture may have been judged for another row.
+            # The picture may have been checked for another row, whose place is in the message.
             problem = verdict.split("picture ", 1)[-1]
             return f"{row.place}: picture {problem}"
     return None
 
 
 def _verdict(picture: Picture, how: CheckOptions) -> bytes | str:
-    """8 bytes of the picture's content, or why it cannot be used."""
+    """8 bytes of the picture's content, or the reason why it cannot be used."""
     try:
         if how.depth == "decode" or not _opens(picture, how.max_pixels):
             check(picture, how.max_pixels)
@@ -180,7 +180,7 @@ def _verdict(picture: Picture, how: CheckOptions) -> bytes | str:
 
 
 def _opens(picture: Picture, max_pixels: int) -> bool:
-    """Whether the header is that of a picture; what it does not tell shows when the picture is trained on."""
+    """Whether the header is that of a picture; other damage shows only when the picture is trained on."""
     source: Any = picture.path if picture.data is None else BytesIO(picture.data)
     with suppress(Exception), Image.open(source) as image:
         return image.width * image.height <= max_pixels
@@ -188,7 +188,7 @@ def _opens(picture: Picture, max_pixels: int) -> bool:
 
 
 def _key(table: Table, options: RowOptions, how: CheckOptions) -> str:
-    """Of everything the result depends on besides the files of pictures."""
+    """Digest of everything the result depends on besides the picture files."""
     facts: dict[str, Any] = {
         "version": VERSION,
         "table": [table.name, table.digest()],
@@ -201,7 +201,7 @@ def _key(table: Table, options: RowOptions, how: CheckOptions) -> str:
 
 
 def _stamps(paths: Iterable[str]) -> str:
-    """Of size and time of files: what tells whether one was changed since."""
+    """Digest of size and time of files; it changes when a file was changed."""
     digest = blake2b(digest_size=16)
     for path in paths:
         digest.update(_stamp(path))
@@ -229,7 +229,7 @@ def _kept(path: Path) -> Checked | None:
 
 
 def _keep(folder: Path, key: str, found: Checked) -> None:
-    """Under a temporary name, renamed when complete. A cache that cannot be written costs time only."""
+    """Save under a temporary name and rename when complete. A cache that cannot be written only costs time."""
     with suppress(OSError):
         folder.mkdir(parents=True, exist_ok=True)
         made = folder / f".{uuid.uuid4().hex}.npz"

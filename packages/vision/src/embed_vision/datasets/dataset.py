@@ -1,4 +1,4 @@
-"""Image-text rows as a training dataset."""
+"""Image-text rows as a training dataset, with a held-out evaluation split."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ if TYPE_CHECKING:
 
 
 class DrawOptions:
-    """What is the same for every row."""
+    """How examples are drawn, the same for every row."""
 
     def __init__(self, negatives: int = 1, query_prompt: str | None = None, passage_prompt: str | None = None) -> None:
         self.negatives, self.query_prompt, self.passage_prompt = negatives, query_prompt, passage_prompt
 
 
 class ImageTextDataset:
-    """Rows of one table, checked at construction, parsed on access; see :class:`embed_core.protocols.Dataset`.
+    """Rows of one table, checked at construction, parsed on access: an :class:`embed_core.protocols.Dataset`.
 
-    ``held_out_rows`` are set aside for evaluation with every row that shares a query or a positive with them, pictures
-    compared by content; ``limit`` keeps at most so many training rows, evenly spread. ``held_out`` is an evaluation set
-    made elsewhere. Raises DataError for a bad row, ConfigError where no training row would be left.
+    ``held_out_rows`` are set aside for evaluation with every row that shares a query or a positive with them, where
+    pictures are compared by content; ``limit`` bounds the training rows, evenly spread. ``held_out`` is an evaluation
+    set built elsewhere. Raises DataError for a bad row, ConfigError where no training row would be left.
     """
 
     def __init__(
@@ -65,12 +65,12 @@ class ImageTextDataset:
         return len(self._rows)
 
     def example(self, row: int, rng: np.random.Generator) -> Example:
-        """A positive and the negatives, drawn; a row with too few negatives repeats them, one without has none."""
+        """Draw a positive and the negatives; a row with too few negatives repeats them, one without has none."""
         drawn_from = self.row(row)
         positive = drawn_from.pos[int(rng.integers(len(drawn_from.pos)))]
         negatives = _drawn(drawn_from.neg, self._draw.negatives, rng)
         scores = None
-        if drawn_from.score is not None:  # of the positive alone: the negatives have none
+        if drawn_from.score is not None:  # the score is the positive's: the negatives have none
             scores = (drawn_from.score, *(float("nan") for _ in negatives))
         return Example(
             row=row,
@@ -85,24 +85,24 @@ class ImageTextDataset:
         )
 
     def row(self, row: int) -> VisionRow:
-        """Training row ``row`` as it is in the data."""
+        """Training row ``row`` as the data has it."""
         return self._parsed(self._rows[row])
 
     def identities(self, row: int) -> Iterable[bytes]:
-        """8-byte ids of the query and the positives; of a picture by its content."""
+        """8-byte ids of the query and the positives; pictures are identified by content."""
         raw = self._checked.identities(self._rows[row]).tobytes()
         return [raw[at : at + 8] for at in range(0, len(raw), 8)]
 
     def identity_blocks(self) -> Blocks:
-        """Of all rows at once, in blocks; see :class:`embed_core.datasets.wrappers.HasIdentityBlocks`."""
+        """Identities of all rows at once, in blocks; see :class:`embed_core.datasets.wrappers.HasIdentityBlocks`."""
         return self._blocks(self._rows.blocks())
 
     def source(self, row: int) -> str:
-        """The table's name: there is one."""
+        """The table's name, the only source."""
         return self.name
 
     def texts(self) -> Iterator[str]:
-        """Every text of the training rows once; none where all is pictures."""
+        """Yields every text of the training rows once; nothing if all items are pictures."""
         seen: set[bytes] = set()
         for row in range(len(self)):
             for item in items_of(self.row(row)):
@@ -116,12 +116,12 @@ class ImageTextDataset:
         return self._held_out
 
     def fingerprint(self) -> str:
-        """Hex digest of rows and pictures and of what selects the training rows."""
+        """Hex digest of rows and pictures and of the options that select the training rows."""
         parts = [self._checked.digest, self._options.mode, repr(self._split)]
         return blake2b("\n".join(parts).encode(), digest_size=16).hexdigest()
 
     def as_retrieval_set(self) -> RetrievalSet:
-        """All training rows as queries over all of their passages: what a file of validation rows is for."""
+        """All training rows as queries over all of their passages, for a file of validation rows."""
         return retrieval_set(self.name, (self.row(row) for row in range(len(self))))
 
     def _parsed(self, usable: int) -> VisionRow:
@@ -129,7 +129,7 @@ class ImageTextDataset:
         return parse_row(self._table.row(number), self._table.place(number), self._options)
 
     def _choose(self, held_out: int | None) -> np.ndarray:
-        """The rows held out. By default enough to measure by, and never a large part of the data."""
+        """The rows to hold out. The default holds out enough to measure, and never a large part of the data."""
         total = len(self._checked.rows_N)
         wanted = min(200, max(1, total // 10), total - 1) if held_out is None else held_out
         if not wanted:
@@ -145,7 +145,7 @@ class ImageTextDataset:
         return chosen
 
     def _blocks(self, blocks: Iterator[np.ndarray]) -> Blocks:
-        """(how many each of the usable rows ``blocks`` has, their identities row after row)."""
+        """Yields the number of identities of each of the usable rows ``blocks``, and the identities row after row."""
         found = self._checked
         for rows in blocks:
             counts = (found.offsets_N1[rows + 1] - found.offsets_N1[rows]).astype(np.int64)
@@ -165,7 +165,7 @@ class ImageTextDataset:
 
 
 def retrieval_set(name: str, rows: Iterable[VisionRow]) -> RetrievalSet:
-    """Rows as queries; the corpus is their positives and negatives. Equal items are one."""
+    """Rows as queries over a corpus of their positives and negatives. Equal items are merged."""
     queries: dict[str, VisionItem] = {}
     corpus: dict[str, VisionItem] = {}
     qrels: dict[str, dict[str, int]] = {}
@@ -179,7 +179,7 @@ def retrieval_set(name: str, rows: Iterable[VisionRow]) -> RetrievalSet:
 
 
 def reversed_set(data: RetrievalSet) -> RetrievalSet:
-    """The other direction: what was found is looked for with. Documents that answer nothing find nothing."""
+    """The set with queries and documents exchanged. Documents that answer no query are left out."""
     qrels: dict[str, dict[str, int]] = {}
     for query, judged in data.qrels.items():
         for document, relevance in judged.items():

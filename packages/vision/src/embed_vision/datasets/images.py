@@ -1,4 +1,4 @@
-"""From a picture to what a model's own image processor makes of it: decoded in threads, kept while there is room."""
+"""Decodes pictures and runs them through a model's image processor, in threads and with a bounded cache."""
 
 from __future__ import annotations
 
@@ -22,22 +22,21 @@ from embed_core.utils.messages import one_line
 from embed_vision.datasets.items import Picture
 
 MAX_PIXELS = 89_478_485
-"""Pillow's own limit, from which on it warns of a decompression bomb: a quarter of a gigabyte as RGB."""
+"""Pillow's own limit, above which it warns of a decompression bomb: a quarter of a gigabyte as RGB."""
 MOST_WORKERS = 8
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*://|data:")
 
 Pixels = Mapping[str, NDArray[Any]]
-"""What an image processor makes of one picture, by the model's argument names, without the batch dimension."""
+"""An image processor's output for one picture, by the model's argument names, without the batch dimension."""
 Process = Callable[[Image.Image, str], Pixels]
 
 
 def decode(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
-    """The picture in RGB, turned as its EXIF data says; of an animation the first frame.
+    """The picture in RGB, rotated by its EXIF data; of an animation the first frame.
 
-    As transformers' ``load_image``: colours as they are under transparent parts, CMYK, palettes and greyscale
-    converted. Greyscale of 16 bits is scaled to 8, which Pillow alone would cut off at 255.
-
-    Raises DataError, with the row's place, for a URL, a file that is not there or no image, a damaged one, and one of
+    It follows transformers' ``load_image``: colours under transparent parts are kept, CMYK, palettes and greyscale are
+    converted. 16-bit greyscale is scaled to 8 bits, which Pillow alone would clip at 255.
+    Raises DataError, with the row's place, for a URL, a missing or damaged file, a file that is no image, and one of
     more than ``max_pixels`` pixels.
     """
     if picture.data is None and _URL.match(str(picture.path)):
@@ -45,7 +44,7 @@ def decode(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
     source: Any = BytesIO(picture.data) if picture.data is not None else picture.path
     try:
         with warnings.catch_warnings():
-            # The size is checked below; the rest is about metadata nobody reads.
+            # The size is checked below; other warnings are about metadata that is not used.
             warnings.simplefilter("ignore")
             with Image.open(source) as opened:
                 if opened.width * opened.height <= max_pixels:
@@ -55,7 +54,7 @@ def decode(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _error(picture, "does not exist: restore the file or remove the row") from None
     except Image.DecompressionBombError:
         size = "so large that Pillow refuses it"
-    except Exception as error:  # UnidentifiedImageError, OSError, SyntaxError, struct.error … by format and damage
+    except Exception as error:  # by format and damage: UnidentifiedImageError, OSError, SyntaxError, …
         reason = re.sub(r" at 0x[0-9a-f]+", "", one_line(error))[:120]
         raise _error(
             picture, f"cannot be read ({type(error).__name__}: {reason}): mend the image or remove the row"
@@ -64,7 +63,7 @@ def decode(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
 
 
 def check(picture: Picture, max_pixels: int = MAX_PIXELS) -> None:
-    """Raises :func:`decode`'s DataError for a picture that cannot be trained on; the whole image is decoded."""
+    """Decode the whole image. Raises :func:`decode`'s DataError for a picture that cannot be trained on."""
     decode(picture, max_pixels)
 
 
@@ -82,10 +81,10 @@ def _error(picture: Picture, problem: str) -> DataError:
 
 
 class PictureReader:
-    """Pictures through ``process``, several at a time; what fits into ``cache_bytes`` is not decoded again.
+    """Runs pictures through ``process``, several at a time; up to ``cache_bytes`` of results are cached.
 
-    ``process`` takes one RGB image and the text that goes with it, and gives :data:`Pixels`. Safe to call from several
-    threads. A copy is the reader itself: it holds nothing that a model's copies must not share.
+    ``process`` takes one RGB image and the text that goes with it, and returns :data:`Pixels`. The reader is
+    thread-safe. A copy is the reader itself: it holds nothing that a model's copies must not share.
     """
 
     def __init__(
@@ -107,10 +106,10 @@ class PictureReader:
         return self
 
     def read(self, pictures: Sequence[Picture], texts: Sequence[str] | None = None) -> list[Pixels]:
-        """One :data:`Pixels` per picture, in their order; a picture that comes twice is decoded once.
+        """One :data:`Pixels` per picture, in order; a picture that occurs twice is decoded once.
 
-        ``texts`` are what ``process`` gets with the pictures, else empty. Raises :func:`decode`'s DataError for the
-        first bad one.
+        ``texts`` go to ``process`` with the pictures (default: empty). Raises :func:`decode`'s DataError for the first
+        bad one.
         """
         jobs = list(zip(pictures, texts if texts is not None else [""] * len(pictures), strict=True))
         keys = [pixels_key(picture, text.encode("utf-8", "surrogatepass")) for picture, text in jobs]
@@ -125,7 +124,7 @@ class PictureReader:
         return [found[key] for key in keys]
 
     def blank(self, width: int, height: int, text: str = "") -> Pixels:
-        """What a black picture of that size becomes."""
+        """The pixels of a black picture of that size."""
         return self._process(Image.new("RGB", (width, height)), text)
 
     def _map(self, jobs: Sequence[tuple[Picture, str]]) -> list[Pixels]:
@@ -162,13 +161,13 @@ class PictureReader:
 
 
 def default_workers() -> int:
-    """This process's cores, eight at most."""
+    """Number of this process's cores, at most eight."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
     return max(1, min(MOST_WORKERS, cores))
 
 
 def pixels_key(picture: Picture, *others: bytes) -> bytes:
-    """A key for :class:`embed_core.types.Encoded` that no token list has: those are four bytes a token."""
+    """A key for :class:`embed_core.types.Encoded` that no token list has: those have four bytes a token."""
     digest = blake2b(picture.identity, digest_size=16)
     for other in others:
         digest.update(b"\0%d\0" % len(other) + other)
@@ -176,7 +175,7 @@ def pixels_key(picture: Picture, *others: bytes) -> bytes:
 
 
 def processed_by(processor: Any) -> Process:
-    """One image through a transformers image processor: its outputs as numpy arrays without the batch dimension."""
+    """Wraps a transformers image processor: one image in, numpy arrays without the batch dimension out."""
 
     def process(image: Image.Image, text: str) -> Pixels:
         output = processor(images=[image], return_tensors="pt")

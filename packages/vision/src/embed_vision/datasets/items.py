@@ -1,7 +1,7 @@
 """Items of a row besides texts: a picture, or a text with a picture. Small values; no image is decoded here.
 
-Both are hashable and have what the core asks of an item that is no text: ``identity`` (equal bytes are the same item,
-see :func:`embed_core.utils.hashing.identity`) and ``describe()`` for displays.
+Both are hashable and have what the core requires of an item that is no text: ``identity`` (equal bytes are the same
+item, see :func:`embed_core.utils.hashing.identity`) and ``describe()`` for displays.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from pathlib import Path
 
 @dataclass(frozen=True)
 class Picture:
-    """A picture by its file, or by the bytes of one. Equal where the file or the bytes are, wherever it is from."""
+    """A picture, given by its file or by its bytes. Two are equal if their paths or bytes are, whatever their rows."""
 
     path: str | None = None
-    """The image file; with ``data``, the name that goes with the bytes, and no file is opened."""
+    """The image file; with ``data``, only the name that goes with the bytes: no file is opened."""
     data: bytes | None = field(default=None, repr=False)
-    """The encoded image (PNG, JPEG, …) where the dataset holds it itself."""
+    """The encoded image (PNG, JPEG, …) where the dataset holds it."""
     place: str = field(default="", compare=False)
     """``file:line`` of the row, for messages."""
 
@@ -28,7 +28,7 @@ class Picture:
 
     @cached_property
     def identity(self) -> bytes:
-        """A digest of the bytes, or of the path as it is written: two files with equal content are two pictures."""
+        """A digest of the bytes, or of the path as written: two files with equal content are two pictures."""
         if self.data is not None:
             return b"picture\0" + blake2b(self.data, digest_size=16).digest()
         return b"picture-path\0" + str(self.path).encode("utf-8", "surrogatepass")
@@ -45,20 +45,20 @@ class Picture:
 
     @property
     def name(self) -> str:
-        """The file's name, or how many bytes there are."""
+        """The file's name, or the number of bytes."""
         return Path(self.path).name if self.path else f"of {len(self.data or b''):,} bytes"
 
 
 @dataclass(frozen=True)
 class Mixed:
-    """A text that goes with a picture: one query of both (m2i)."""
+    """A text with a picture, as one query (m2i, m2t)."""
 
     text: str
     picture: Picture
 
     @cached_property
     def identity(self) -> bytes:
-        """A digest of both."""
+        """A digest of text and picture."""
         text = self.text.encode("utf-8", "surrogatepass")
         return b"mixed\0%d\0" % len(text) + text + self.picture.identity
 
@@ -68,4 +68,4 @@ class Mixed:
 
 
 VisionItem = str | Picture | Mixed
-"""What the models of this package encode."""
+"""Items that the models of this package encode."""

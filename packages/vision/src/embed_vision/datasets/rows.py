@@ -1,4 +1,4 @@
-"""One image-text row, validated: which of its columns is the query, and what of it is a picture."""
+"""Validates one image-text row: finds the columns of each role, and which of their values are pictures."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from embed_core.errors import DataError, json_type
 from embed_vision.datasets.items import Mixed, Picture, VisionItem
 
 Mode = Literal["t2i", "i2t", "i2i", "t2t", "m2i", "m2t"]
-"""What is looked for with what: t a text, i a picture, m a text with a picture."""
+"""Types of query and passage: t a text, i a picture, m a text with a picture."""
 MODES = get_args(Mode)
 ROLES = ("query", "query_image", "positive", "negatives", "score", "prompt")
-"""What a column may stand for."""
+"""Roles that a column may have."""
 
 NAMES: Mapping[str, tuple[str, ...]] = {
     "query text": ("query", "query_text", "caption", "text", "question", "anchor", "instruction"),
@@ -25,40 +25,40 @@ NAMES: Mapping[str, tuple[str, ...]] = {
     "score": ("score",),
     "prompt": ("prompt",),
 }
-"""The columns that are looked for, the first that a row has; what the query took is not taken again."""
+"""Usual column names by role; the first that a row has counts, and the query's columns are not used again."""
 
 
 @dataclass(frozen=True, slots=True)
 class VisionRow:
-    """A query with everything known of it."""
+    """A query with its positives, negatives, score and prompt."""
 
     query: VisionItem
     pos: tuple[VisionItem, ...]
-    """At least one."""
+    """At least one positive."""
     neg: tuple[VisionItem, ...] = ()
     score: float | None = None
-    """How well query and positive belong together, on the data's own scale (for the loss ``cosent``)."""
+    """How well query and positive match, on the data's own scale (for the loss ``cosent``)."""
     prompt: str | None = None
     place: str = ""
-    """``file:line``."""
+    """``file:line``, for messages."""
 
 
 @dataclass(frozen=True, slots=True)
 class RowOptions:
-    """How rows are read."""
+    """How rows are parsed."""
 
     mode: Mode = "t2i"
     columns: Mapping[str, str] | None = None
-    """Role → the data's own column."""
+    """Maps roles to the data's columns."""
     image_root: Path = Path()
-    """What relative paths of pictures are relative to."""
+    """Folder that relative paths of pictures start from."""
 
 
 def parse_row(data: Mapping[str, Any], place: str, options: RowOptions) -> VisionRow:
-    """A row of any of the modes. Raises DataError, beginning with ``place`` (``file:line``).
+    """Parse a row of any of the modes. Raises DataError, beginning with ``place`` (``file:line``).
 
     Pictures are paths (relative to ``image_root``), bytes, or ``{"bytes": …, "path": …}`` as Hugging Face datasets
-    store them; positives and negatives are one or a list. A null is an absent field; other columns are ignored.
+    store them; positives and negatives are one value or a list. A null is an absent field; other columns are ignored.
     No picture is opened here.
     """
     reader = _Reader(data, place, options)
@@ -74,7 +74,7 @@ class _Reader:
         self.asks, self.finds = options.mode[0], options.mode[2]
 
     def query(self) -> tuple[VisionItem, set[str]]:
-        """The query, and the columns it took."""
+        """The query, and the columns that it used."""
         if self.asks == "t":
             value, column = self._value("query", "query text")
             return self._text(value, column), {column}
@@ -86,7 +86,7 @@ class _Reader:
         return Mixed(self._text(text, text_column), picture), {column, text_column}
 
     def positives(self, used: set[str]) -> tuple[VisionItem, ...]:
-        """One or several."""
+        """The positives; at least one."""
         name = "positive picture" if self.finds == "i" else "positive text"
         value, column = self._value("positive", name, used)
         found = self._items(value, column)
@@ -95,12 +95,12 @@ class _Reader:
         return found
 
     def negatives(self) -> tuple[VisionItem, ...]:
-        """None is legal."""
+        """The negatives; there may be none."""
         column = self._column("negatives", "negatives", set())
         return () if column is None else self._items(self.data[column], column)
 
     def score(self) -> float | None:
-        """The pair's, where there is one."""
+        """The score of the pair, if the row has one."""
         column = self._column("score", "score", set())
         if column is None:
             return None
@@ -110,7 +110,7 @@ class _Reader:
         return float(value)
 
     def prompt(self) -> str | None:
-        """Of the query, in place of the model's."""
+        """The row's prompt for the query, which replaces the model's."""
         column = self._column("prompt", "prompt", set())
         if column is not None and not isinstance(self.data[column], str):
             raise DataError(f"{self.place}: `{column}` must be a string, found {_type(self.data[column])}")
@@ -163,7 +163,7 @@ class _Reader:
                 f"{self.place}: `{column}` must be the path of a picture, its bytes, or an object of both, found "
                 f"{_type(value)}"
             )
-        # What is no path of this machine (a URL) stays as it is written, for the message.
+        # A URL stays as it is written, for the message.
         rooted = path if "://" in path or path.startswith("data:") else str(self.options.image_root / path)
         return Picture(rooted, None, self.place)
 

@@ -19,22 +19,22 @@ if TYPE_CHECKING:
 FILES = (*SUFFIXES, ".parquet", ".csv", ".tsv")
 _HUB_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 SAVED = ("dataset_dict.json", "state.json")
-"""What ``save_to_disk`` leaves in a folder."""
+"""Files by which a folder that ``save_to_disk`` wrote is recognised."""
 
 
 class Table(Protocol):
-    """Rows as they are stored."""
+    """A table of rows as they are stored."""
 
     name: str
     format: str
-    """How it is called, for the user."""
+    """Name of the format, for messages."""
     folder: Path
-    """What relative paths are relative to, where nothing else is said."""
+    """Folder that relative paths start from by default."""
 
     def __len__(self) -> int: ...
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """Columns → values. Raises DataError."""
+        """Values by column. Raises DataError."""
         ...
 
     def place(self, index: int) -> str:
@@ -65,12 +65,12 @@ class JsonlTable:
         return self._file.place(index)
 
     def digest(self) -> str:
-        """Of the file's bytes."""
+        """Digest of the file's bytes."""
         return self._file.digest()
 
 
 class ArrowTable:
-    """A ``datasets.Dataset``: memory-mapped, images as they are stored, nothing decoded."""
+    """A ``datasets.Dataset``: memory-mapped, with images as they are stored, not decoded."""
 
     def __init__(self, rows: Dataset, name: str, format: str, folder: Path) -> None:
         self.name, self.format, self.folder = name, format, folder
@@ -80,7 +80,7 @@ class ArrowTable:
         return len(self._rows)
 
     def row(self, index: int) -> Mapping[str, Any]:
-        """Images are ``{"bytes", "path"}``: the format `arrow` gives what is stored."""
+        """Values by column; images are ``{"bytes", "path"}``, because the format `arrow` returns what is stored."""
         (row,) = self._rows[index : index + 1].to_pylist()
         found: Mapping[str, Any] = row
         return found
@@ -90,7 +90,7 @@ class ArrowTable:
         return f"{self.name}:{index + 1}"
 
     def digest(self) -> str:
-        """Of the number of rows and `datasets`' own fingerprint, which is of the files and what was done to them."""
+        """Digest of the number of rows and `datasets`' own fingerprint, which covers files and transformations."""
         return blake2b(f"{len(self)}|{self._rows._fingerprint}".encode(), digest_size=16).hexdigest()
 
 
@@ -98,7 +98,7 @@ def open_table(path: str, split: str | None, subset: str | None, cache: Path) ->
     """The rows at ``path``: a .jsonl, .json or .parquet file, a folder of Parquet files, a folder that `save_to_disk`
     wrote, an image folder with metadata, or the name of a Hugging Face dataset.
 
-    Raises DataError where nothing of that is there, and for a ``split`` of what has none.
+    Raises DataError where there is none of these, and for a ``split`` where there are no splits.
     """
     place = resolved_path(path)
     if place.is_file():
@@ -113,7 +113,7 @@ def open_table(path: str, split: str | None, subset: str | None, cache: Path) ->
         return ArrowTable(_loaded("parquet", place, cache, data_files=str(place)), place.name, "Parquet", place.parent)
     if not place.is_dir():
         if not _HUB_NAME.fullmatch(path) or place.suffix.lower() in FILES:
-            checked_path(place)  # raises, with the closest names
+            checked_path(place)  # raises an error with the closest names
         return _hub(path, split, subset, cache)
     if any((place / name).exists() for name in SAVED):
         return _saved(place, split)
@@ -154,14 +154,14 @@ def _hub(name: str, split: str | None, subset: str | None, cache: Path) -> Table
 
 
 def _loaded(builder: str, place: Path, cache: Path, **more: Any) -> Any:
-    """``datasets.load_dataset``, its own cache below ours, without its progress bars."""
+    """``datasets.load_dataset`` with its cache below ours and without its progress bars."""
     import datasets
 
     quiet = datasets.are_progress_bars_disabled()
     datasets.disable_progress_bars()
     try:
         return datasets.load_dataset(builder, cache_dir=str(cache / "datasets"), **{"split": "train", **more})
-    except Exception as error:  # a damaged file, an unknown name, no network: by builder and storage
+    except Exception as error:  # damaged file, unknown name, no network: the type differs
         raise _unreadable(place, builder, error) from None
     finally:
         if not quiet:
@@ -179,7 +179,7 @@ def _no_splits(place: Path, split: str | None) -> None:
 
 
 def _one_split(found: Any, split: str | None, name: str) -> Any:
-    """The rows of ``split``: without one the only one there is, or ``train``. Raises DataError."""
+    """The rows of ``split``; None selects the only one, or ``train``. Raises DataError."""
     if not isinstance(found, dict):
         if split is not None and str(found.split) != split:
             raise DataError(f"split {split!r}: {name} has no splits: remove `split`")

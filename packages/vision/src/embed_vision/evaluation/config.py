@@ -1,4 +1,4 @@
-"""The evaluators of embed-vision."""
+"""The evaluator kinds ``image-text-retrieval`` and ``validation-loss``."""
 
 from __future__ import annotations
 
@@ -17,27 +17,27 @@ if TYPE_CHECKING:
 
 
 class ImageTextRetrievalConfig(EvaluatorConfig):
-    """Exact retrieval in either direction over image-text rows, and a picture of what is found."""
+    """Exact retrieval over image-text rows, in either direction, with an optional gallery of results."""
 
     kind: Literal["image-text-retrieval"] = "image-text-retrieval"
     name: str = Field(default="held-out", min_length=1, pattern=r"^[^/]+$")
     """Prefix of the metrics."""
     data: DatasetConfig | None = None
-    """Rows to evaluate on, all of them: kind `image-text`; None = the rows that the run's data holds out."""
+    """Rows to evaluate on, all of them, of kind `image-text`; None = the rows that the run's data holds out."""
     direction: Literal["forward", "reverse"] = "forward"
-    """`forward` looks for passages with queries (of t2i: pictures with texts), `reverse` for queries with passages."""
+    """`forward` searches passages with queries (in t2i: pictures with texts), `reverse` queries with passages."""
     measures: tuple[str, ...] = Field(default=("R@1", "R@5", "nDCG@10", "RR@10"), min_length=1)
     """Measures by their ir-measures names; `Recall@1` and `MRR@10` are the same as `R@1` and `RR@10`."""
     query_limit: int | None = Field(default=None, gt=0)
-    """Queries at most, drawn by a hash of their ids; None = all."""
+    """Largest number of queries, chosen by a hash of their ids; None = all."""
     corpus_limit: int | None = Field(default=None, gt=0)
-    """Documents at most, besides the relevant ones, which all stay; None = all."""
+    """Largest number of documents besides the relevant ones, which all stay; None = all."""
     tile: int = Field(default=256, gt=0)
-    """Documents encoded and scored at a time on one rank: bounds the memory, changes no figure."""
+    """Documents encoded and scored at a time on one rank; it bounds the memory and changes no result."""
     gallery: int = Field(default=0, ge=0)
-    """Sample queries drawn with what they find, before and after, into `gallery-{name}.png` of the run; 0 = none."""
+    """Number of sample queries drawn with their results, before and after, in `gallery-{name}.png`; 0 = none."""
     gallery_depth: int = Field(default=5, ge=1, le=20)
-    """Results drawn of each."""
+    """Number of results drawn for each sample query."""
 
     @field_validator("measures")
     @classmethod
@@ -79,14 +79,14 @@ class ValidationLossConfig(EvaluatorConfig):
     name: str = Field(default="validation", min_length=1, pattern=r"^[^/]+$")
     """Prefix of the metrics."""
     data: DatasetConfig | None = None
-    """The rows, of any kind of dataset; None = the queries that the run's data holds out, each with one positive."""
+    """The rows, from any kind of dataset; None = the queries that the run's data holds out, each with one positive."""
     loss: LossConfig
-    """The loss of the run. Parameters that are trained with it (a logit scale) are taken as they are."""
+    """The loss of the run. Its trained parameters (such as a logit scale) are used with their current values."""
     batch_size: int = Field(default=64, gt=0)
-    """Rows that are each other's negatives: comparable only between equal sizes. The last rows, fewer than that, are
-    left out, unless there are no others."""
+    """Rows that are each other's negatives; only losses of equal batch size are comparable. The last rows, if they do
+    not fill a batch, are left out, unless there are no others."""
     limit: int | None = Field(default=None, gt=0)
-    """Rows at most, evenly spread; None = all."""
+    """Largest number of rows, evenly spread; None = all."""
 
     def build(self, context: BuildContext, dataset: Dataset) -> Evaluator:
         """The evaluator. Raises ConfigError without rows to evaluate on, and what reading them raises."""

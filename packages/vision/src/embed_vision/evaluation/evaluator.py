@@ -1,4 +1,4 @@
-"""Retrieval over pictures and texts, which also remembers what some sample queries found."""
+"""Retrieval over pictures and texts that also records what some sample queries found."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class ImageTextEvaluator(RetrievalEvaluator):
-    """The core's retrieval; of the sample queries a page of its :attr:`album` per evaluation, on rank 0.
+    """The core's retrieval evaluator; on rank 0 each evaluation adds a page of sample queries to :attr:`album`.
 
     Raises DataError where no query has a relevant document.
     """
@@ -34,7 +34,7 @@ class ImageTextEvaluator(RetrievalEvaluator):
         self.depth = max(self.depth, config.gallery_depth if config.gallery else 0)
         self.album = Album(config.name)
         self._gallery_depth = config.gallery_depth
-        # By a hash, so that it is the same few in every run over the same data.
+        # A hash of the ids chooses the same samples in every run over the same data.
         order = sorted(self.data.queries, key=lambda key: blake2b(key.encode(), digest_size=8).digest())
         self._samples = order[: config.gallery]
 

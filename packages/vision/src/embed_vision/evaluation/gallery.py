@@ -1,4 +1,4 @@
-"""A picture of what sample queries find, before and after training."""
+"""Draws a picture of what sample queries find, before and after training."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
 
 Font = ImageFont.ImageFont | ImageFont.FreeTypeFont
 CELL, GAP, HEAD = 112, 8, 26
-"""Pixels: side of a cell, space around it, height of a line of headings."""
+"""Sizes in pixels: side of a cell, space around it, height of a line of headings."""
 LETTERS, LINES = 17, 7
-"""Of a text in a cell."""
+"""Letters per line, and lines, of a text in a cell."""
 RIGHT, WRONG, PLAIN = (25, 140, 60), (200, 200, 200), (120, 120, 120)
 
 
 @dataclass(frozen=True, slots=True)
 class Sample:
-    """A query, what answers it, and what was found, the best first, each with whether it is relevant."""
+    """A query, its relevant item, and the results, best first, each with whether it is relevant."""
 
     query: VisionItem
     answer: VisionItem
@@ -38,7 +38,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True)
 class Page:
-    """One evaluation."""
+    """The samples of one evaluation."""
 
     metrics: Mapping[str, float]
     samples: Sequence[Sample]
@@ -46,7 +46,7 @@ class Page:
 
 @dataclass(eq=False)
 class Album:
-    """The pages of an evaluator in this process, the first evaluation first."""
+    """The pages of one evaluator in this process, the first evaluation first."""
 
     name: str
     pages: list[Page] = field(default_factory=list)
@@ -56,14 +56,14 @@ class Album:
 
 
 _ALBUMS: list[Album] = []
-"""Since the last run ended: an evaluator does not know where its run writes, and the end of a run does not know its
-evaluators. One process has one run at a time."""
+"""The albums since the last run ended. They are global because an evaluator does not know where its run writes, and the
+end of a run does not know its evaluators. One process has one run at a time."""
 
 
 def write_albums(event: RunEvent) -> None:
-    """Every album with pages as ``gallery-NAME.png`` into the run's directory, on rank 0; then there are none.
+    """On rank 0, write every album with pages as ``gallery-NAME.png`` into the run's directory; then forget them all.
 
-    A file that cannot be written is said so: the run itself has succeeded.
+    If a file cannot be written, a line says so and the run still counts as a success.
     """
     albums = [album for album in _ALBUMS if album.pages]
     _ALBUMS.clear()
@@ -78,7 +78,7 @@ def write_albums(event: RunEvent) -> None:
 
 
 def draw(pages: Sequence[Page]) -> Image.Image:
-    """First and last page side by side: per sample the query, its answer and what was found; relevant ones framed."""
+    """First and last page side by side; a sample's query, its answer, and the results with the relevant ones framed."""
     shown = [pages[0]] if len(pages) == 1 else [pages[0], pages[-1]]
     titles = ["found"] if len(shown) == 1 else ["before", "after"]
     depth = max(len(sample.results) for page in shown for sample in page.samples)
@@ -103,7 +103,7 @@ def draw(pages: Sequence[Page]) -> Image.Image:
 
 @cache
 def _font(size: int) -> Font:
-    """One with more than the Latin letters of Pillow's own, where there is one."""
+    """An installed font with more than the Latin letters of Pillow's own, if there is one."""
     for path in font_files():
         with suppress(OSError):
             return opened(path, size)

@@ -1,4 +1,4 @@
-"""The training loss on rows that are not trained on."""
+"""The training loss on rows that are not trained on (evaluator kind ``validation-loss``)."""
 
 from __future__ import annotations
 
@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 
 
 class ValidationLoss:
-    """``loss/{term}`` averaged over batches of rows in a fixed order: every term the loss reports, all ranks alike.
+    """Averages ``loss/{term}`` over batches of rows in a fixed order, for every term that the loss reports.
 
-    Each rank encodes its part of a batch's distinct items; all of them then compute the loss of the whole batch from
-    the same gathered vectors. Raises DataError where there are no rows.
+    Each rank encodes its part of a batch's distinct items; then all compute the loss of the whole batch from the
+    gathered vectors. Raises DataError where there are no rows.
     """
 
     def __init__(
@@ -50,7 +50,7 @@ class ValidationLoss:
             for name, value in {**output.metrics, "loss": output.loss}.items():
                 sums[name] = sums.get(name, 0.0) + float(value.detach()) * len(rows)
         total = sum(map(len, self._batches))
-        # One rank's figures for all: equal to the bit.
+        # All ranks take rank 0's figures, so they are equal to the bit.
         means: Mapping[str, float] = encoder.gather({f"loss/{name}": value / total for name, value in sums.items()})[0]
         return means
 
@@ -66,9 +66,9 @@ class ValidationLoss:
 
 
 def trained_loss(encoder: Encoder, otherwise: Loss) -> Any:
-    """The loss that is being trained, or the part of it that is like ``otherwise``, with its parameters as they are.
+    """The loss that is being trained, or the part of it of ``otherwise``'s type, with its current parameters.
 
-    ``otherwise`` itself where the encoder is not the engine's, or trains another loss.
+    Returns ``otherwise`` itself where the encoder is not the engine's, or trains another loss.
     """
     module = getattr(getattr(encoder, "engine", None), "module", None)
     trained = getattr(module, "loss", None)
@@ -77,7 +77,7 @@ def trained_loss(encoder: Encoder, otherwise: Loss) -> Any:
 
 
 def encoded(items: Sequence[Item], role: Role, encoder: Encoder) -> Embeddings:
-    """All ``items`` on every rank; each rank encodes its part, at least one, as the forwards may be collective."""
+    """Embeddings of all ``items``, on every rank. Each encodes at least one item: the forwards may be collective."""
     bounds = [round(part * len(items) / encoder.world_size) for part in range(encoder.world_size + 1)]
     start, stop = bounds[encoder.rank], bounds[encoder.rank + 1]
     own = encoder.encode(items[start:stop] or items[:1], role)
@@ -87,7 +87,7 @@ def encoded(items: Sequence[Item], role: Role, encoder: Encoder) -> Embeddings:
 
 
 def targets_of(rows: Sequence[Example], device: str | torch.device = "cpu") -> Targets:
-    """What a loss knows about ``rows`` besides their embeddings, as the engine says it of a training batch."""
+    """Everything a loss needs to know about ``rows`` besides their embeddings, as the engine builds it in training."""
     known = [
         sorted({*map(identity, (row.passages[0], *row.positives)), *map(key_identity, row.positive_keys)})
         for row in rows
@@ -113,14 +113,14 @@ def targets_of(rows: Sequence[Example], device: str | torch.device = "cpu") -> T
 
 
 def rows_of_dataset(dataset: Dataset, seed: int, limit: int | None) -> list[Example]:
-    """Rows of ``dataset``, drawn once: always the same positives and negatives."""
+    """Rows of ``dataset``, drawn with a fixed generator, so positives and negatives are always the same."""
     total = len(dataset)
     wanted = [n * total // min(limit or total, total) for n in range(min(limit or total, total))]
     return [dataset.example(row, np.random.default_rng((seed, row))) for row in wanted]
 
 
 def held_out_rows(data: RetrievalSet, limit: int | None) -> list[Example]:
-    """The queries of ``data`` that have an answer, each with its first, in an order that only their ids decide."""
+    """The queries of ``data`` that have an answer, each with its first, in an order that depends only on their ids."""
     order = sorted(data.queries, key=lambda key: blake2b(key.encode(), digest_size=8).digest())
     rows: list[Example] = []
     for key in order:
@@ -131,7 +131,7 @@ def held_out_rows(data: RetrievalSet, limit: int | None) -> list[Example]:
 
 
 def _joined(parts: Sequence[Embeddings]) -> Embeddings:
-    """The texts of every part, one part after another."""
+    """Concatenate the texts of all parts."""
     first = parts[0]
     dense = None if first.dense_ND is None else torch.cat([p.dense_ND for p in parts if p.dense_ND is not None])
     sparse, multi = None, None

@@ -1,4 +1,4 @@
-"""The checkpoint kind ``vision``: model, processor and config, for transformers and for sentence-transformers."""
+"""The checkpoint kind ``vision``: model, processor and config, for transformers and sentence-transformers."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ class VisionCheckpointer:
     """Exports the models of this package."""
 
     def export(self, model: nn.Module, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
-        """See :meth:`embed_core.protocols.Checkpointer.export`. Raises CheckpointError for a model of another kind."""
+        """Implements :meth:`embed_core.protocols.Checkpointer.export`. Raises CheckpointError for another model."""
         if isinstance(model, ClipModel):
             _write_clip(model, state, directory, card)
         elif isinstance(model, ComposedModel):
@@ -61,7 +61,7 @@ class VisionCheckpointer:
 
 
 def _write_clip(model: ClipModel, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
-    """``logit_scale`` and ``logit_bias`` are those of the loss where it has some, by the last parts of their names."""
+    """Write a CLIP-style model; ``logit_scale`` and ``logit_bias`` are the loss's own where it has them."""
     weights = submodule_state(model, model.encoder, state)
     for name, shape in model.loss_shapes.items():
         trained = [value for key, value in card.loss_state.items() if key.rsplit(".", 1)[-1] == name]
@@ -97,7 +97,7 @@ def _write_vlm(model: VlmModel, state: Mapping[str, Tensor], directory: Path) ->
 
 
 def _write_composed(model: ComposedModel, state: Mapping[str, Tensor], directory: Path) -> None:
-    """Two plain transformers directories, the projections beside them, and a sentence-transformers router over all."""
+    """Write two plain transformers directories, the projections, and a sentence-transformers router over all."""
     types: dict[str, str] = {}
     structure: dict[str, list[str]] = {}
     for part, encoder in ((TEXT, model.text_encoder), (IMAGE, model.image_encoder)):
@@ -136,10 +136,10 @@ def _write_composed(model: ComposedModel, state: Mapping[str, Tensor], directory
 
 
 def write_transformer(encoder: Any, weights: Mapping[str, Tensor], directory: Path) -> None:
-    """``config.json`` and ``model.safetensors`` of ``encoder``, the ``weights`` in fp32."""
+    """Write ``config.json`` and ``model.safetensors`` of ``encoder``, the ``weights`` in fp32."""
     with quiet_transformers():
         encoder.save_pretrained(directory, state_dict=dict(weights))
-    # save_pretrained notes the dtype of the (perhaps bf16) training weights; those on disk are fp32.
+    # save_pretrained writes the dtype of the (perhaps bf16) training weights; those on disk are fp32.
     path = directory / "config.json"
     config = json.loads(path.read_text(encoding="utf-8"))
     for part in (config, *(value for value in config.values() if isinstance(value, dict))):
@@ -153,7 +153,7 @@ def _write_processor(processor: Any, directory: Path, max_length: int | None) ->
     tokenizer = processor.tokenizer
     kept = tokenizer.model_max_length
     try:
-        if max_length is not None:  # what clients cut texts at
+        if max_length is not None:  # clients cut texts at this length
             tokenizer.model_max_length = max_length
         with quiet_transformers():
             processor.save_pretrained(directory)

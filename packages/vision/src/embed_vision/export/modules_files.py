@@ -1,4 +1,4 @@
-"""The files by which sentence-transformers reads a directory: its modules, and how each is set."""
+"""Writes the files by which sentence-transformers loads a directory: its modules and their settings."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ POOLING = "sentence_transformers.sentence_transformer.modules.pooling.Pooling"
 def write_transformer_module(
     folder: Path, modalities: Mapping[str, Any], output: str, processing: Mapping[str, Any]
 ) -> None:
-    """How sentence-transformers' Transformer module calls the model, and the processor, by modality."""
+    """Write how sentence-transformers' Transformer module calls the model and the processor, by modality."""
     facts: dict[str, Any] = {
         "transformer_task": "feature-extraction",
         "modality_config": modalities,
@@ -30,22 +30,22 @@ def write_transformer_module(
 
 
 def write_modules(directory: Path, modules: list[tuple[str, str]]) -> None:
-    """``modules.json`` of (folder, class) pairs; the last is Normalize."""
+    """Write ``modules.json`` from (folder, class) pairs; the last has to be Normalize."""
     entries = [
         {"idx": index, "name": str(index), "path": path, "type": kind} for index, (path, kind) in enumerate(modules)
     ]
     write_json(directory / "modules.json", entries)
-    (directory / modules[-1][0]).mkdir()  # Normalize has a folder, and nothing in it
+    (directory / modules[-1][0]).mkdir()  # Normalize has an empty folder
 
 
 def write_pooling(folder: Path, width: int, mode: str) -> None:
-    """A Pooling module over states of ``width``."""
+    """Write a Pooling module over states of ``width``."""
     folder.mkdir()
     write_json(folder / "config.json", {"embedding_dimension": width, "pooling_mode": mode, "include_prompt": True})
 
 
 def write_dense(folder: Path, weight_DH: Tensor) -> None:
-    """A Dense module: a linear layer without bias."""
+    """Write a Dense module: a linear layer without bias."""
     from safetensors.torch import save_file
 
     folder.mkdir()

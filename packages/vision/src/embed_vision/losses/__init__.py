@@ -1,1 +1,1 @@
-"""Losses of image-text training: one per file."""
+"""Losses of image-text training, one in each file."""

@@ -1,4 +1,4 @@
-"""CLIP's symmetric cross-entropy with a learned scale."""
+"""CLIP's symmetric cross-entropy with a learned scale (loss kind ``clip``)."""
 
 from __future__ import annotations
 
@@ -21,28 +21,28 @@ if TYPE_CHECKING:
 class ClipLoss(nn.Module):
     """InfoNCE in both directions over ``exp(logit_scale) · q·p`` (Radford et al. 2021, arXiv 2103.00020).
 
-    The mean of both directions and over the rows; each query competes for its positive with all P passages, each
-    positive for its query with the B queries. Memory is that of :class:`~embed_core.losses.infonce.InfoNCE`: large
-    tables are computed in tiles, twice, and on several ranks each computes its own rows.
+    The loss is the mean over both directions and the rows; each query competes for its positive with all P passages,
+    each positive for its query with the B queries. Memory is that of :class:`~embed_core.losses.infonce.InfoNCE`: large
+    tables are computed in tiles, twice, and each rank computes its own rows.
     Metrics: ``loss``, ``accuracy``, ``masked``, and ``scale``, the factor at this step.
     """
 
     shares_rows = True
 
     def __init__(self, config: ClipLossConfig, start: float) -> None:
-        """``start``: the logarithm of the scale."""
+        """``start`` is the logarithm of the scale."""
         super().__init__()
         self.config = config
-        # One element, not a scalar: DeepSpeed broadcasts parameters as bytes, which a scalar has no view of.
+        # One element, not a scalar: DeepSpeed broadcasts parameters as bytes, and a scalar has no byte view.
         self.logit_scale = nn.Parameter(torch.tensor([float(start)]), requires_grad=config.learnable)
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
+        """The mean over the B rows, or the share of ``targets.own_rows``. Raises ConfigError without dense vectors."""
         query_BD = batch.query.dense_ND
         if query_BD is None or batch.passage.dense_ND is None:
             raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
         scale = _below(self.logit_scale.squeeze(), math.log(self.config.max_scale)).exp().to(query_BD.dtype)
-        # The scaled queries carry the scale's gradient through tiles that know nothing of it.
+        # Scaling the queries carries the scale's gradient through the tiled loss, which has no scale of its own.
         scaled = batch._replace(query=batch.query._replace(dense_ND=query_BD * scale))
         loss, metrics = self._infonce(scale)(scaled, targets)
         B = query_BD.shape[0]
@@ -51,19 +51,19 @@ class ClipLoss(nn.Module):
 
     def _infonce(self, scale: Tensor) -> InfoNCE:
         mask = self.config.mask
-        if mask.margin is not None:  # it is in units of the similarity
+        if mask.margin is not None:  # the margin is in units of the similarity
             mask = mask.model_copy(update={"margin": mask.margin * float(scale.detach())})
         return InfoNCE(InfoNCEConfig(temperature=1.0, symmetric=True, mask=mask))
 
 
 def _below(value: Tensor, limit: float) -> Tensor:
-    """``value``, at most ``limit``."""
+    """``value``, clamped to at most ``limit``."""
     below: Tensor = _Below.apply(value, limit)
     return below
 
 
 class _Below(torch.autograd.Function):
-    """Clamps without trapping: beyond the limit the gradient still passes where it leads back.
+    """Clamps without trapping: above the limit, gradients that lead back below it still pass.
 
     CLIP clamps the parameter itself after each step, which under ZeRO would not reach the optimizer's own copy.
     """

@@ -1,4 +1,4 @@
-"""The losses of image-text training."""
+"""Configs of the image-text losses."""
 
 from __future__ import annotations
 
@@ -18,21 +18,21 @@ if TYPE_CHECKING:
 
 
 class ClipLossConfig(LossConfig):
-    """Cross-entropy in both directions with a scale that is learned (CLIP, Radford et al. 2021).
+    """Cross-entropy in both directions with a learned scale (CLIP, Radford et al. 2021).
 
-    Each query must find its positive among all passages of the batch, hard negatives included, and each positive its
+    Each query has to find its positive among all passages of the batch, hard negatives included, and each positive its
     query among the queries.
     """
 
     kind: Literal["clip"] = "clip"
     temperature: float | None = Field(default=None, gt=0)
-    """What similarities are divided by at the start; None = as the model has it (``logit_scale``), else CLIP's 0.07."""
+    """Divisor of the similarities at the start; None = the model's own (``logit_scale``), else CLIP's 0.07."""
     learnable: bool = True
-    """Train the scale; False keeps it where it starts."""
+    """Train the scale; False keeps its start value."""
     max_scale: float = Field(default=100.0, gt=0)
-    """The scale (1 / temperature) stays below, as CLIP's."""
+    """Upper bound of the scale (1 / temperature), as in CLIP."""
     mask: MaskConfig = MaskConfig()
-    """Passages that are no negatives of a query, because they answer it too."""
+    """False negatives to mask: passages that answer the query too."""
 
     def build(self, context: BuildContext) -> ClipLoss:
         """The loss; its parameter ``logit_scale`` is the logarithm of the scale. Raises ConfigError for a start beyond
@@ -44,17 +44,17 @@ class ClipLossConfig(LossConfig):
 
 
 class SiglipLossConfig(LossConfig):
-    """A sigmoid for every pair of query and passage: a pair or none, independent of the others (Zhai et al. 2023)."""
+    """A sigmoid for every query and passage: each is a pair or not, independent of the others (Zhai et al. 2023)."""
 
     kind: Literal["siglip"] = "siglip"
     scale: float | None = Field(default=None, gt=0)
-    """What similarities are multiplied by at the start; None = as the model has it (``logit_scale``), else 10."""
+    """Factor of the similarities at the start; None = the model's own (``logit_scale``), else 10."""
     bias: float | None = None
-    """Added to the logits at the start; None = as the model has it (``logit_bias``), else -10."""
+    """Bias of the logits at the start; None = the model's own (``logit_bias``), else -10."""
     learnable: bool = True
-    """Train scale and bias; False keeps them where they start."""
+    """Train scale and bias; False keeps their start values."""
     mask: MaskConfig = MaskConfig()
-    """Pairs that are neither: another passage that answers the query too."""
+    """Pairs to leave out because their label is unclear: another passage that answers the query too."""
 
     def build(self, context: BuildContext) -> SiglipLoss:
         """The loss; its parameters are ``logit_scale``, the logarithm of the scale, and ``logit_bias``."""
@@ -65,20 +65,20 @@ class SiglipLossConfig(LossConfig):
 
 
 class TripletLossConfig(LossConfig):
-    """The positive must be nearer than each negative by a margin (Schroff et al. 2015; Hermans et al. 2017)."""
+    """The positive has to be nearer than each negative by a margin (Schroff et al. 2015; Hermans et al. 2017)."""
 
     kind: Literal["triplet"] = "triplet"
     distance: Literal["cosine", "euclidean", "manhattan"] = "cosine"
-    """``cosine`` is 1 − the cosine, from 0 to 2."""
+    """Distance of two vectors; ``cosine`` is 1 − the cosine, from 0 to 2."""
     margin: float = Field(default=0.5, gt=0)
-    """How much nearer, in units of the distance (sentence-transformers' default is 5, euclidean)."""
+    """Required difference of the distances (sentence-transformers' default is 5, euclidean)."""
     negatives: Literal["all", "hardest"] = "all"
-    """Of a row's own hard negatives: the mean over all of them, or the nearest one."""
+    """Which of a row's own hard negatives count: the mean over all, or only the nearest one."""
     in_batch: bool = True
-    """A row without hard negatives takes the nearest passage of the other rows that does not answer it. False = such
+    """A row without hard negatives uses the nearest passage of the other rows that does not answer it. False = such
     rows add nothing."""
     mask: MaskConfig = MaskConfig()
-    """Passages that are no negatives of a query, because they answer it too."""
+    """False negatives to mask: passages that answer the query too."""
 
     def build(self, context: BuildContext) -> TripletLoss:
         """The loss; it has no parameters."""
@@ -88,19 +88,19 @@ class TripletLossConfig(LossConfig):
 
 
 class CoSENTLossConfig(LossConfig):
-    """Pairs must come in the order of their labels, whatever their cosines are (CoSENT, Huang et al. 2024).
+    """The cosines of pairs have to be in the order of their labels (CoSENT, Huang et al. 2024).
 
     The label of a pair is its score where the data has scores, else 1 for a positive and 0 for a negative.
     """
 
     kind: Literal["cosent"] = "cosent"
     scale: float = Field(default=20.0, gt=0)
-    """Cosines are multiplied by it."""
+    """Factor of the cosines."""
     in_batch: bool = True
-    """In a batch without scores and without hard negatives, the passages of other rows are each query's negatives.
+    """In a batch without scores and without hard negatives, each query's negatives are the passages of other rows.
     False = there is then nothing to order, and the loss is 0."""
     mask: MaskConfig = MaskConfig()
-    """Passages that are no negatives of a query, because they answer it too."""
+    """False negatives to mask: passages that answer the query too."""
 
     def build(self, context: BuildContext) -> CoSENTLoss:
         """The loss; it has no parameters."""

@@ -1,4 +1,4 @@
-"""CoSENT: pairs in the order of their labels."""
+"""The CoSENT loss, which puts the cosines of pairs in the order of their labels."""
 
 from __future__ import annotations
 
@@ -30,9 +30,9 @@ class CoSENTLoss(nn.Module):
     """``log(1 + Σ exp(scale · (cos_j − cos_i)))`` over all pairs i, j of the batch whose labels are label_i > label_j.
 
     A pair is a query with a passage of its own group; CoSENT compares pairs of different rows too. Labels are the
-    scores of the data (``pos_scores``, ``neg_scores``), else 1 and 0; in a batch where some rows have scores the
-    others, whose labels would be on another scale, are left out. Sorting the labels makes it O(K log K) for K pairs
-    instead of O(K²) (Huang et al. 2024, doi 10.1109/TASLP.2024.3402087).
+    scores of the data (``pos_scores``, ``neg_scores``), else 1 and 0; in a batch where only some rows have scores, the
+    others are left out, because their labels would be on another scale. Sorting the labels makes it O(K log K) for K
+    pairs instead of O(K²) (Huang et al. 2024, doi 10.1109/TASLP.2024.3402087).
     Metrics: ``loss``; ``pairs``, the pairs compared per row.
     """
 
@@ -41,7 +41,7 @@ class CoSENTLoss(nn.Module):
         self.config = config
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """One number for the whole batch: it is no mean over rows. Raises ConfigError without dense vectors."""
+        """The loss of the whole batch, which is not a mean over rows. Raises ConfigError without dense vectors."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
             raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
@@ -66,7 +66,7 @@ class CoSENTLoss(nn.Module):
 
 
 def _all_pairs(targets: Targets, known_BP: Tensor) -> Pairs:
-    """Every query with every passage that is no other known positive of it."""
+    """Every query with every passage, except its other known positives."""
     row_K, column_K = (~known_BP).nonzero(as_tuple=True)
     return Pairs(row_K, column_K, (targets.positive_columns_B[row_K] == column_K).to(torch.float32))
 
@@ -75,7 +75,7 @@ def ordered(logit_K: Tensor, label_K: Tensor) -> Tensor:
     """``log(1 + Σ_{label_i > label_j} exp(logit_j − logit_i))``, a scalar; 0, with a gradient, where no two differ."""
     order_K = torch.argsort(label_K, stable=True)
     label_K, logit_K = label_K[order_K], logit_K[order_K]
-    # Log of the sum of exp(−logit) over the last n pairs, for every n: beyond the last there is none.
+    # Log of the sum of exp(−logit) over the last n pairs, for every n; the sum over none is the smallest number.
     tail_K = torch.logcumsumexp(-logit_K.flip(0), 0).flip(0)
     tail_K1 = torch.cat([tail_K, tail_K.new_full((1,), torch.finfo(tail_K.dtype).min)])
     above_K = torch.searchsorted(label_K, label_K, right=True)

@@ -1,4 +1,4 @@
-"""SigLIP's pairwise sigmoid loss."""
+"""SigLIP's pairwise sigmoid loss (loss kind ``siglip``)."""
 
 from __future__ import annotations
 
@@ -23,8 +23,8 @@ class SiglipLoss(nn.Module):
     """``−1/B Σ_b Σ_p log σ(z[b,p] · (exp(logit_scale) · q_b·p_p + logit_bias))`` (Zhai et al. 2023, arXiv 2303.15343).
 
     z is 1 for a query and its own positive, −1 for it and every other passage of the batch, hard negatives included;
-    pairs that are masked as known positives are left out. No pair depends on another, so ranks share the rows; blocks
-    of rows beyond one tile are computed again in the backward, for O(B + P) memory.
+    pairs that are masked as known positives are left out. No pair depends on another, so ranks split the rows; blocks
+    of rows beyond one tile are recomputed in the backward, for O(B + P) memory.
     Metrics: ``loss``; ``accuracy``, the share of queries whose positive scores highest; ``masked``, the share of
     negatives left out; ``scale`` and ``bias`` at this step.
     """
@@ -32,15 +32,15 @@ class SiglipLoss(nn.Module):
     shares_rows = True
 
     def __init__(self, config: SiglipLossConfig, scale: float, bias: float) -> None:
-        """``scale``: the logarithm of the scale at the start; ``bias``: the bias."""
+        """``scale`` is the logarithm of the scale at the start, ``bias`` the bias."""
         super().__init__()
         self.config = config
-        # One element, not scalars: DeepSpeed broadcasts parameters as bytes, which a scalar has no view of.
+        # One element, not scalars: DeepSpeed broadcasts parameters as bytes, and a scalar has no byte view.
         self.logit_scale = nn.Parameter(torch.tensor([float(scale)]), requires_grad=config.learnable)
         self.logit_bias = nn.Parameter(torch.tensor([float(bias)]), requires_grad=config.learnable)
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
+        """The mean over the B rows, or the share of ``targets.own_rows``. Raises ConfigError without dense vectors."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
             raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
@@ -71,7 +71,7 @@ class SiglipLoss(nn.Module):
     def _block(
         self, query_ND: Tensor, passage_PD: Tensor, positive_N: Tensor, known_NP: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Of some rows: the sum of the losses, how many rank their positive first, how many pairs are masked."""
+        """For some rows: the sum of the losses, how many rank their positive first, how many pairs are masked."""
         scale, bias = self.logit_scale.exp().to(query_ND.dtype), self.logit_bias.to(query_ND.dtype)
         similarity_NP = query_ND @ passage_PD.T
         own_N1 = positive_N.unsqueeze(1)

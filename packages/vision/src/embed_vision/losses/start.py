@@ -18,7 +18,7 @@ SIGLIP_SCALE, SIGLIP_BIAS = 10.0, -10.0
 
 
 def start_of_clip(config: ClipLossConfig, model: Model | None) -> float:
-    """ln of the scale at the start. Raises ConfigError where it is beyond ``max_scale``."""
+    """The natural logarithm of the scale at the start. Raises ConfigError where it is beyond ``max_scale``."""
     limit = math.log(config.max_scale)
     if config.temperature is None:
         found = model_value(model, "logit_scale")
@@ -33,7 +33,7 @@ def start_of_clip(config: ClipLossConfig, model: Model | None) -> float:
 
 
 def start_of_siglip(config: SiglipLossConfig, model: Model | None) -> tuple[float, float]:
-    """ln of the scale, and the bias."""
+    """The natural logarithm of the scale at the start, and the bias."""
     scale, bias = model_value(model, "logit_scale"), model_value(model, "logit_bias")
     if config.scale is not None or scale is None:
         scale = math.log(config.scale or SIGLIP_SCALE)
@@ -43,9 +43,9 @@ def start_of_siglip(config: SiglipLossConfig, model: Model | None) -> tuple[floa
 
 
 def model_value(model: Model | None, name: str) -> float | None:
-    """The one number that a model's parameters or buffers hold under the last part ``name``, or None.
+    """The value of the model's one-element parameter or buffer whose name ends in ``name``, or None.
 
-    CLIPModel has ``logit_scale``, SiglipModel ``logit_bias`` too; adapters and wrappers only put more before the name.
+    CLIPModel has ``logit_scale``, SiglipModel also ``logit_bias``; adapters and wrappers only add prefixes.
     """
     if not isinstance(model, nn.Module):
         return None

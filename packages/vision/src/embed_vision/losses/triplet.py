@@ -1,4 +1,4 @@
-"""The triplet margin loss."""
+"""The triplet margin loss (loss kind ``triplet``)."""
 
 from __future__ import annotations
 
@@ -19,15 +19,15 @@ if TYPE_CHECKING:
     from embed_vision.losses.config import TripletLossConfig
 
 NONE = -1
-"""In place of a column, where there is none."""
+"""Stands for a column where there is none."""
 
 
 class TripletLoss(nn.Module):
     """``mean_b mean_n max(0, d(q_b, p_b⁺) − d(q_b, p_n) + margin)`` (Schroff et al. 2015, arXiv 1503.03832).
 
-    n goes over the row's own hard negatives, or is the nearest of them; where a row has none, it is the nearest passage
-    of the other rows (Hermans et al. 2017, arXiv 1703.07737). The nearest is found without a graph, so memory is that
-    of the vectors. Metrics: ``loss``; ``active``, the share of rows with a triplet inside the margin; ``distance_gap``,
+    n runs over the row's own hard negatives, or is the nearest of them; if a row has none, n is the nearest passage of
+    the other rows (Hermans et al. 2017, arXiv 1703.07737). The nearest is found without a graph, so memory is that of
+    the vectors. Metrics: ``loss``; ``active``, the share of rows with a triplet inside the margin; ``distance_gap``,
     the mean of d(negative) − d(positive).
     """
 
@@ -38,7 +38,7 @@ class TripletLoss(nn.Module):
         self.config = config
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """The mean over the B rows, or ``targets.own_rows``' part of it. Raises ConfigError without dense vectors."""
+        """The mean over the B rows, or the share of ``targets.own_rows``. Raises ConfigError without dense vectors."""
         query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
         if query_BD is None or passage_PD is None:
             raise missing_kind(batch.query if query_BD is None else batch.passage, "dense")
@@ -53,7 +53,7 @@ class TripletLoss(nn.Module):
         count_N = torch.bincount(row_T, minlength=query_ND.shape[0]).clamp(min=1)
         weight_T = 1 / (count_N[row_T] * B).to(gap_T.dtype)
         loss_T = functional.relu(self.config.margin - gap_T)
-        # Also without any triplet the loss has a gradient, of zero.
+        # Without any triplet too, the loss needs a gradient, which is zero.
         loss = (loss_T * weight_T).sum() + 0 * query_BD.sum() + 0 * passage_PD.sum()
         active_N = torch.zeros_like(near_N.detach()).index_add(0, row_T, (loss_T.detach() > 0).to(near_N.dtype)) > 0
         metrics = {
@@ -64,7 +64,7 @@ class TripletLoss(nn.Module):
         return LossOutput(loss, metrics)
 
     def _triplets(self, query_ND: Tensor, passage_PD: Tensor, targets: Targets, own: slice) -> tuple[Tensor, Tensor]:
-        """(row of ``own``, from 0; column of its negative) of every triplet."""
+        """The row (counted from the start of ``own``) and the column of the negative, for every triplet."""
         row_P = rows_of(targets.groups_B1, passage_PD.shape[0])
         known = KnownPositives(targets, self.config.mask)
         false_P = known.pairs(row_P)
@@ -84,7 +84,7 @@ class TripletLoss(nn.Module):
 
     @torch.no_grad()
     def _nearest(self, query_ND: Tensor, passage_PD: Tensor, row_T: Tensor, column_T: Tensor) -> tuple[Tensor, Tensor]:
-        """Of each row's triplets the one with the nearest negative, the first of equals."""
+        """Keep each row's triplet with the nearest negative, the first of equals."""
         distance_T = self._distance(query_ND[row_T], passage_PD[column_T])
         order_T = torch.argsort(distance_T, stable=True)
         order_T = order_T[torch.argsort(row_T[order_T], stable=True)]
@@ -113,23 +113,23 @@ class TripletLoss(nn.Module):
         return found_M
 
     def _distance(self, a_ND: Tensor, b_ND: Tensor) -> Tensor:
-        """``[N]``, row by row."""
+        """Distances ``[N]`` of vectors row by row."""
         if self.config.distance == "cosine":
             return 1 - (a_ND * b_ND).sum(-1)
-        # A norm's gradient at zero is zero here, where a square root's would be no number.
+        # This norm's gradient at zero is zero; a square root's would be NaN.
         order = 2 if self.config.distance == "euclidean" else 1
         distance_N: Tensor = torch.linalg.vector_norm(a_ND - b_ND, ord=order, dim=-1)
         return distance_N
 
     def _table(self, a_ND: Tensor, b_MD: Tensor) -> Tensor:
-        """``[N, M]``, every one with every one."""
+        """Distances ``[N, M]`` of all pairs."""
         if self.config.distance == "cosine":
             return 1 - a_ND @ b_MD.T
         return torch.cdist(a_ND, b_MD, p=2.0 if self.config.distance == "euclidean" else 1.0)
 
 
 def _rows_of_a_tile(query_ND: Tensor, passage_PD: Tensor) -> int:
-    """Rows whose table with all passages fits one tile."""
+    """Number of rows whose table with all passages fits one tile."""
     size = int(query_ND.shape[0])
     while size > 1 and not fits_in_a_tile(query_ND[:size], passage_PD):
         size = -(-size // 2)

@@ -1,1 +1,1 @@
-"""Image-text models: CLIP-style, composed, vision-language, and from scratch."""
+"""Image-text models: CLIP-style, composed and vision-language ones, and CLIP from scratch."""

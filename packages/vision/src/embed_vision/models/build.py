@@ -1,4 +1,4 @@
-"""From the configs to the models: load directories and their processors, or start at random."""
+"""Builds the models from their configs: loads encoders and processors, or initialises them at random."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ from embed_vision.models.still import video_kind, without_video
 from embed_vision.models.vlm import Chat, VlmModel
 
 COMPOSED_FILE = "composed.json"
-"""What the folders of a composed model do not say themselves."""
+"""File with the settings of a composed model that its folders do not hold."""
 TEXT, IMAGE = "text", "image"
 
 
 def build_clip(config: ClipConfig, context: BuildContext) -> ClipModel:
-    """A CLIP-style model. Raises CheckpointError and ConfigError."""
+    """A CLIP-style model, loaded or random. Raises CheckpointError and ConfigError."""
     if config.name_or_path == FROM_SCRATCH:
         from embed_vision.models.scratch import clip_from_scratch
 
@@ -37,14 +37,14 @@ def build_clip(config: ClipConfig, context: BuildContext) -> ClipModel:
     else:
         directory = model_directory(config.name_or_path, config.revision)
         encoder = load_encoder(directory, trust_remote_code=config.trust_remote_code, seed=context.seed)
-        check_clip(encoder, config.name_or_path)  # before a processor of another kind is found wanting
+        check_clip(encoder, config.name_or_path)  # check first: its message is better than that of a wrong processor
         processor = load_processor(directory, config)
         _check_processor(processor, directory)
     return ClipModel(config, encoder, processor, picture_reader(config, processed_by(processor.image_processor)))
 
 
 def build_composed(config: ComposedConfig, context: BuildContext) -> ComposedModel:
-    """Two encoders and their projections, loaded or at random. Raises CheckpointError and ConfigError."""
+    """Two encoders and their projections, loaded or random. Raises CheckpointError and ConfigError."""
     state = None
     if config.name_or_path is not None:
         root = Path(config.name_or_path).expanduser()
@@ -64,7 +64,7 @@ def build_composed(config: ComposedConfig, context: BuildContext) -> ComposedMod
     tokenizer = load_tokenizer(folders[TEXT], trust_remote_code=config.trust_remote_code)
     processor = load_image_processor(folders[IMAGE], config)
     pictures = picture_reader(config, processed_by(processor))
-    with seeded(context.seed + 1):  # the encoders have drawn from `seed`
+    with seeded(context.seed + 1):  # the encoders use `seed`
         model = ComposedModel(config, encoders[TEXT], tokenizer, encoders[IMAGE], processor, pictures)
     for name, weight in (state or {}).items():
         _fill(getattr(model, f"{name}_projection"), weight, name)
@@ -120,7 +120,7 @@ def _chosen(config: VisionConfig) -> tuple[type[VisionOptions], dict[str, Any]]:
 
 
 def picture_reader(config: VisionOptions, process: Process) -> PictureReader:
-    """What decodes and processes the run's pictures."""
+    """The reader that decodes and processes the run's pictures."""
     return PictureReader(
         process,
         workers=config.image_workers,
@@ -130,14 +130,14 @@ def picture_reader(config: VisionOptions, process: Process) -> PictureReader:
 
 
 def load_processor(directory: Path, config: VisionOptions) -> Any:
-    """Tokenizer and image processor of a model. Raises CheckpointError."""
+    """A model's processor: tokenizer and image processor. Raises CheckpointError."""
     from transformers import AutoProcessor
 
     try:
         with quiet_transformers():
             return AutoProcessor.from_pretrained(directory, trust_remote_code=config.trust_remote_code)
     except Exception as error:
-        # transformers reads videos with torchvision alone, and without it has no processor of a model that can.
+        # Without torchvision, transformers cannot load the processor of a model that reads videos too.
         kind = video_kind(directory)
         if kind is None:
             raise _unreadable("processor", directory, error) from error
@@ -149,7 +149,7 @@ def load_processor(directory: Path, config: VisionOptions) -> Any:
 
 
 def load_image_processor(directory: Path, config: VisionOptions) -> Any:
-    """The image processor of a model: torchvision's where that is installed, else Pillow's. Raises CheckpointError."""
+    """A model's image processor: torchvision's where that is installed, else Pillow's. Raises CheckpointError."""
     from transformers import AutoImageProcessor
 
     try:
@@ -177,7 +177,7 @@ def _check_processor(processor: Any, directory: Path) -> None:
 
 
 def _saved_composed(config: ComposedConfig, root: Path) -> tuple[ComposedConfig, dict[str, Any]]:
-    """The config with what the directory says, and the projections' weights [D,H] by ``text`` and ``image``."""
+    """The config filled in from the directory, and the projections' weights [D,H] by ``text`` and ``image``."""
     from safetensors.torch import load_file
 
     path = root / COMPOSED_FILE

@@ -1,4 +1,4 @@
-"""CLIP-style models of transformers: two towers that end in a common space.
+"""CLIP-style models of transformers: two towers that map into a common space.
 
 Shape suffixes are those of :mod:`embed_vision.models.towers`.
 """
@@ -19,17 +19,17 @@ METHODS = ("get_text_features", "get_image_features")
 
 
 class ClipModel(TwoTowers):
-    """A ``CLIPModel``, ``SiglipModel`` or another with the same two methods.
+    """Wraps a ``CLIPModel``, a ``SiglipModel`` or another model with the same two methods.
 
     Its own ``logit_scale`` (and ``logit_bias``) belong to the loss; here they are kept for the checkpoint, untrained
-    and with one dimension; ``loss_shapes`` has their own shapes.
+    and with one dimension; ``loss_shapes`` has their original shapes.
     Raises CheckpointError for a processor of another size, ConfigError for texts longer than there are positions for.
     """
 
     encoder: Any
 
     def __init__(self, config: ClipConfig, encoder: Any, processor: Any, pictures: PictureReader) -> None:
-        # SigLIP's texts are padded to one length in training, and its padding is seen.
+        # SigLIP was trained on texts padded to one length, and attends to the padding.
         fixed = str(encoder.config.model_type).startswith("siglip")
         texts = TextReader(processor.tokenizer, text_length(config, encoder), role_prompts(config), fixed=fixed)
         super().__init__(config, texts, pictures, image_tokens(encoder, pictures))
@@ -44,23 +44,23 @@ class ClipModel(TwoTowers):
             freeze(tower, ("text" if name.startswith("text") else "image") in config.freeze)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """[S,L] → [S,D]."""
+        """Token ids [S,L] → features [S,D]."""
         masks = {} if attention_mask is None else {"attention_mask": attention_mask}
         return pooled(self.encoder.get_text_features(input_ids=input_ids, **masks))
 
     def image_features(self, **pixels: Tensor) -> Tensor:
-        """[I,…] → [I,D]."""
+        """Pixels [I,…] → features [I,D]."""
         return pooled(self.encoder.get_image_features(**pixels))
 
 
 def pooled(output: Any) -> Tensor:
-    """What ``get_*_features`` of transformers 5 wraps, and of earlier versions does not."""
+    """The features; transformers 5 wraps the result of ``get_*_features``, earlier versions do not."""
     features: Tensor = output if isinstance(output, Tensor) else output.pooler_output
     return features
 
 
 def check_clip(encoder: Any, name: str) -> None:
-    """Raises CheckpointError for a model that has no common space of texts and pictures."""
+    """Raises CheckpointError for a model that does not embed texts and pictures into one space."""
     lacking = [method for method in METHODS if not callable(getattr(encoder, method, None))]
     if lacking or not hasattr(encoder.config, "text_config") or getattr(encoder, "language_model", None) is not None:
         raise CheckpointError(
@@ -70,7 +70,7 @@ def check_clip(encoder: Any, name: str) -> None:
 
 
 def text_length(config: ClipConfig, encoder: Any) -> int:
-    """Tokens at which texts are cut. Raises ConfigError for more than the model has positions for."""
+    """Number of tokens at which texts are cut. Raises ConfigError for more than the model has positions for."""
     room = int(encoder.config.text_config.max_position_embeddings)
     wanted = config.max_length or room
     if wanted > room:
@@ -82,10 +82,10 @@ def text_length(config: ClipConfig, encoder: Any) -> int:
 
 
 def image_tokens(encoder: Any, pictures: PictureReader) -> int:
-    """Patches of a processed picture. Raises CheckpointError where the processor's size is not the model's."""
+    """Number of patches of a processed picture. Raises CheckpointError if the processor's size is not the model's."""
     vision = encoder.config.vision_config
     shape = pictures.blank(64, 64)["pixel_values"].shape
-    if len(shape) == 2:  # [patches, values of one]
+    if len(shape) == 2:  # [patches, values per patch]
         return int(shape[0])
     side = getattr(vision, "image_size", None)
     if isinstance(side, int) and tuple(shape[1:]) != (side, side):

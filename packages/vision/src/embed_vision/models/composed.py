@@ -1,4 +1,4 @@
-"""A text encoder and an image encoder with a projection each. Suffixes of :mod:`embed_vision.models.towers`."""
+"""A text encoder and an image encoder with one projection each. Suffixes of :mod:`embed_vision.models.towers`."""
 
 from __future__ import annotations
 
@@ -15,12 +15,12 @@ from embed_vision.models.texts import TextReader
 from embed_vision.models.towers import TwoTowers, freeze, role_prompts
 
 NO_LIMIT = 512
-"""Tokens of a text where neither the config nor the encoder says how many."""
+"""Tokens of a text where neither the config nor the encoder sets a limit."""
 
 
 class ComposedModel(TwoTowers):
-    """Texts: encoder, pooling, projection; pictures likewise. Raises CheckpointError for encoders that give no states,
-    ConfigError for texts longer than the encoder has positions for."""
+    """Encoder, pooling and projection for texts, and likewise for pictures. Raises CheckpointError for encoders without
+    hidden states, ConfigError for texts longer than the encoder has positions for."""
 
     def __init__(
         self,
@@ -38,7 +38,7 @@ class ComposedModel(TwoTowers):
         self.text_pooling, self.image_pooling = config.text_pooling, config.image_pooling
         self.text_projection = nn.Linear(_width(text_encoder, "text"), config.width, bias=False)
         self.image_projection = nn.Linear(self._image_width(), config.width, bias=False)
-        # No vector reads it, so it can have no gradient.
+        # No vector uses the pooler, so it would never get a gradient.
         _freeze_pooler(text_encoder)
         if self.image_pooling != "pooler":
             _freeze_pooler(image_encoder)
@@ -46,14 +46,14 @@ class ComposedModel(TwoTowers):
         freeze(image_encoder, "image" in config.freeze)
 
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """[S,L] → [S,D]."""
+        """Token ids [S,L] → features [S,D]."""
         assert attention_mask is not None
         states_SLH = self.text_encoder(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
         features: Tensor = self.text_projection(pool(states_SLH, attention_mask, self.text_pooling))
         return features
 
     def image_features(self, **pixels: Tensor) -> Tensor:
-        """[I,…] → [I,D]."""
+        """Pixels [I,…] → features [I,D]."""
         features: Tensor = self.image_projection(self._image_states(pixels))
         return features
 
@@ -73,7 +73,7 @@ class ComposedModel(TwoTowers):
         return chosen
 
     def _image_width(self) -> int:
-        """Asked of the encoder itself: what its config calls the width differs by architecture."""
+        """Width of the image states, found by a forward: the config's name for it differs by architecture."""
         pixels = {name: torch.from_numpy(value)[None] for name, value in self._blank_pixels.items()}
         training = self.image_encoder.training
         self.image_encoder.eval()
@@ -84,11 +84,11 @@ class ComposedModel(TwoTowers):
 
 
 def text_length(config: ComposedConfig, encoder: Any) -> int:
-    """Tokens at which texts are cut. Raises ConfigError for more than the encoder has positions for."""
+    """Number of tokens at which texts are cut. Raises ConfigError for more than the encoder has positions for."""
     facts = encoder.config
     room = getattr(facts, "max_position_embeddings", None)
     if room is not None and "roberta" in facts.model_type and facts.pad_token_id is not None:
-        room -= facts.pad_token_id + 1  # their positions start after the padding id
+        room -= facts.pad_token_id + 1  # RoBERTa's positions start after the padding id
     wanted = config.max_length or min(room or NO_LIMIT, NO_LIMIT)
     if room is not None and wanted > room:
         raise ConfigError(
@@ -99,7 +99,7 @@ def text_length(config: ComposedConfig, encoder: Any) -> int:
 
 
 def image_tokens(encoder: Any, pictures: PictureReader) -> int:
-    """Patches of a processed picture; of a convolutional encoder, fields of 32 pixels."""
+    """Number of patches of a processed picture; for a convolutional encoder, of fields of 32 pixels."""
     shape = pictures.blank(64, 64)["pixel_values"].shape
     patch = getattr(encoder.config, "patch_size", None)
     side = patch if isinstance(patch, int) else 32

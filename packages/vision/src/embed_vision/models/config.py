@@ -1,4 +1,4 @@
-"""The models and the checkpoint of this package as components."""
+"""Configs of the model kinds and of the checkpoint kind ``vision``."""
 
 from __future__ import annotations
 
@@ -19,49 +19,49 @@ PILLOWS_LIMIT = 178_956_970
 
 
 class VisionOptions(ModelConfig):
-    """What all model kinds of this package have in common."""
+    """Keys that all model kinds of this package have in common."""
 
     revision: str | None = None
     """Branch, tag or commit of a model of the hub; None = its main branch."""
     trust_remote_code: bool = False
     """Whether Python code that comes with the model may run."""
     query_prompt: str | None = None
-    """Put before every query text whose row has no prompt of its own; for a model with a chat template, its
+    """Prefix of every query text whose row has no prompt of its own; for a model with a chat template, its
     instruction."""
     passage_prompt: str | None = None
-    """Put before every passage text whose row has no prompt of its own; for a model with a chat template, its
+    """Prefix of every passage text whose row has no prompt of its own; for a model with a chat template, its
     instruction."""
     max_length: int | None = Field(default=None, ge=3)
-    """Tokens of a text, special tokens included; longer ones are cut. None = as many as the model has positions for,
-    and 512 in a model without a limit."""
+    """Number of tokens at which texts are cut, special tokens included. None = the model's number of positions, or 512
+    in a model without a limit."""
     image_workers: int = Field(default=0, ge=0)
-    """Threads that decode and process pictures; 0 = a thread per core, eight at most."""
+    """Threads that decode and process pictures; 0 = one per core, at most eight."""
     image_cache_mb: int = Field(default=256, ge=0)
-    """Memory for processed pictures in MB, the last used ones: a small data set is decoded once; 0 = none."""
+    """Memory in MB for the most recently used processed pictures: a small data set is decoded once; 0 = none."""
     max_image_pixels: int = Field(default=MAX_IMAGE_PIXELS, gt=0, le=PILLOWS_LIMIT)
-    """Pixels of a picture before it is processed; a larger one is a bad row (a decompression bomb)."""
+    """Largest number of pixels of a picture before processing; a larger one (a decompression bomb) makes a bad row."""
 
 
 class ClipShape(Section):
-    """Size of a CLIP-shaped model built at random; the defaults make one of about 600,000 parameters."""
+    """Size of a random CLIP-shaped model; the defaults give about 600,000 parameters."""
 
     vocab_size: int = Field(default=2000, ge=600)
-    """Pieces of the byte-level tokenizer trained on the captions, the 256 bytes among them twice; few captions give
-    fewer."""
+    """Size of the byte-level tokenizer trained on the captions, with the 256 bytes in it twice; few captions give fewer
+    pieces."""
     hidden: int = Field(default=64, gt=0)
     """Width of both towers."""
     layers: int = Field(default=4, gt=0)
     """Transformer blocks of each tower; their feed-forward parts are four times as wide as ``hidden``."""
     heads: int = Field(default=4, gt=0)
-    """Attention heads; they must divide ``hidden``."""
+    """Number of attention heads; it must divide ``hidden``."""
     width: int = Field(default=64, gt=0)
     """Width of the vectors."""
     image_size: int = Field(default=48, gt=0)
-    """Pictures are scaled and cropped to squares of so many pixels a side."""
+    """Side in pixels of the squares that pictures are scaled and cropped to."""
     patch_size: int = Field(default=8, gt=0)
     """Side of a patch in pixels; it must divide ``image_size``."""
     max_length: int = Field(default=77, ge=3)
-    """Tokens of a text that there are positions for."""
+    """Number of positions for tokens of a text."""
 
     @model_validator(mode="after")
     def _sizes_divide(self) -> Self:
@@ -79,10 +79,10 @@ class ClipShape(Section):
 
 
 class ClipConfig(VisionOptions):
-    """CLIP, SigLIP, SigLIP 2 and what else in transformers has ``get_text_features`` and ``get_image_features``
+    """CLIP, SigLIP, SigLIP 2 and other transformers models with ``get_text_features`` and ``get_image_features``
     (Radford et al. 2021, arXiv 2103.00020; Zhai et al. 2023, arXiv 2303.15343).
 
-    A query of a text and a picture is the normalised sum of both unit vectors.
+    The vector of a query of text and picture is the normalised sum of both unit vectors.
     """
 
     kind: Literal["clip"] = "clip"
@@ -90,10 +90,10 @@ class ClipConfig(VisionOptions):
     """A model directory, a model of the hub (``openai/clip-vit-base-patch32``), or ``from-scratch``: random weights in
     the shape below, with a tokenizer trained on the run's own captions."""
     from_scratch: ClipShape = ClipShape()
-    """Size of a ``from-scratch`` model; a model that is loaded has its own."""
+    """Size of a ``from-scratch`` model; a loaded model has its own."""
     freeze: tuple[Literal["text", "image"], ...] = ()
-    """Towers that stay as they are: ``[image]`` trains the text tower to a given image tower (LiT; Zhai et al. 2022,
-    arXiv 2111.07991)."""
+    """Towers that are not trained: ``[image]`` trains the text tower to match a given image tower (LiT; Zhai et al.
+    2022, arXiv 2111.07991)."""
 
     @model_validator(mode="after")
     def _something_is_trained(self) -> Self:
@@ -113,20 +113,20 @@ class ComposedConfig(VisionOptions):
 
     kind: Literal["composed"] = "composed"
     name_or_path: str | None = None
-    """A directory that the checkpoint kind ``vision`` wrote of such a model: both encoders and the projections. None =
-    put together from the two below, the projections at random."""
+    """A composed model that the checkpoint kind ``vision`` wrote: both encoders and the projections. None = compose it
+    from the two below, with random projections."""
     text_name_or_path: str | None = None
     """The text encoder: a directory or a model of the hub with a tokenizer."""
     image_name_or_path: str | None = None
     """The image encoder (ViT, DINOv2, Swin, …): a directory or a model of the hub with an image processor."""
     width: int = Field(default=512, gt=0)
-    """Width of the vectors; a model that is loaded has its own."""
+    """Width of the vectors; a loaded model has its own."""
     text_pooling: Pooling = "mean"
-    """Where the text vector comes from: the first token, the mean of all, the last one."""
+    """How token states become the text vector: the first token, the mean of all, or the last one."""
     image_pooling: Literal["cls", "mean", "pooler"] = "cls"
-    """Where the image vector comes from: the first token, the mean of all, the encoder's own pooler."""
+    """How states become the image vector: the first token, the mean of all, or the encoder's own pooler."""
     freeze: tuple[Literal["text", "image"], ...] = ()
-    """Encoders that stay as they are; their projections are trained. ``[text, image]`` trains the projections alone."""
+    """Encoders that are not trained; their projections are. ``[text, image]`` trains only the projections."""
 
     @model_validator(mode="after")
     def _has_two_encoders(self) -> Self:
@@ -152,10 +152,10 @@ class ComposedConfig(VisionOptions):
 
 
 class VlmConfig(VisionOptions):
-    """Vision-language models with a chat template, such as Qwen2-VL and Qwen3-VL, as embedding models: the state of
-    the last token (as in GME, arXiv 2412.16855, and Qwen3-VL-Embedding).
+    """Vision-language models with a chat template, such as Qwen2-VL and Qwen3-VL, as embedding models: the vector is
+    the state of the last token (as in GME, arXiv 2412.16855, and Qwen3-VL-Embedding).
 
-    A query of a text and a picture is one message of both. Prompts are the system message.
+    A query of text and picture is one message of both. Prompts are system messages.
     """
 
     kind: Literal["vlm"] = "vlm"
@@ -164,17 +164,17 @@ class VlmConfig(VisionOptions):
     default_instruction: str = "Represent the user's input."
     """The system message of an item without a prompt; empty = none."""
     max_length: int | None = Field(default=2048, ge=3)
-    """Tokens of an item's own text, those of the chat template and of the picture not counted; longer ones are cut.
-    None = no limit."""
+    """Number of tokens at which an item's own text is cut, without those of the chat template and the picture. None =
+    no limit."""
     suffix: str = ""
-    """Put after the rendered chat, before the vector is taken from the last token (``<|endoftext|>``)."""
+    """Text added after the rendered chat, so that its last token gives the vector (``<|endoftext|>``)."""
     min_pixels: int | None = Field(default=None, gt=0)
-    """Smaller pictures are scaled up to about so many pixels; None = as the processor says."""
+    """Smaller pictures are scaled up to about this many pixels; None = the processor's setting."""
     max_pixels: int | None = Field(default=None, gt=0)
-    """Larger pictures are scaled down to about so many pixels, which bounds their tokens; None = as the processor
-    says."""
+    """Larger pictures are scaled down to about this many pixels, which bounds their tokens; None = the processor's
+    setting."""
     freeze: tuple[Literal["image"], ...] = ()
-    """``[image]`` leaves the vision tower as it is."""
+    """``[image]`` does not train the vision tower."""
 
     def build(self, context: BuildContext) -> Model:
         """The model, on CPU in fp32. Raises CheckpointError and ConfigError."""
@@ -184,20 +184,20 @@ class VlmConfig(VisionOptions):
 
 
 class VisionConfig(VisionOptions):
-    """The kind that fits: ``clip`` or ``vlm`` by what ``name_or_path`` is, ``composed`` for two encoders."""
+    """Chooses the kind: ``clip`` or ``vlm`` by the model at ``name_or_path``, ``composed`` for two encoders."""
 
     kind: Literal["vision"] = "vision"
     name_or_path: str | None = FROM_SCRATCH
     """A model directory, a model of the hub, or ``from-scratch``: a small CLIP."""
     encoder_mode: Literal["auto", "composed"] = "auto"
-    """``auto`` loads one model of both modalities; ``composed`` puts ``text_name_or_path`` and ``image_name_or_path``
-    together, or loads what was."""
+    """``auto`` loads one model of both modalities; ``composed`` composes ``text_name_or_path`` and
+    ``image_name_or_path``, or loads a model composed before."""
     text_name_or_path: str | None = None
     """The text encoder of a composed model."""
     image_name_or_path: str | None = None
     """The image encoder of a composed model."""
     options: dict[str, Any] = Field(default_factory=dict)
-    """Options of the kind that is chosen: ``{width: 256}`` for ``composed``."""
+    """Options of the chosen kind, such as ``{width: 256}`` for ``composed``."""
 
     def build(self, context: BuildContext) -> Model:
         """The model, on CPU in fp32. Raises CheckpointError and ConfigError."""
@@ -207,8 +207,7 @@ class VisionConfig(VisionOptions):
 
 
 class VisionCheckpointConfig(CheckpointConfig):
-    """The model, its processor and its config, as ``AutoModel``, ``AutoProcessor`` and ``SentenceTransformer`` load
-    them."""
+    """Writes model, processor and config as ``AutoModel``, ``AutoProcessor`` and ``SentenceTransformer`` load them."""
 
     kind: Literal["vision"] = "vision"
 

@@ -1,4 +1,4 @@
-"""A CLIP-shaped model at random, with a tokenizer of CLIP's own kind trained on the captions of the run."""
+"""A random CLIP-shaped model, with a tokenizer of CLIP's kind trained on the captions of the run."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 VERSION = 2
 START, END = "<|startoftext|>", "<|endoftext|>"
 MOST_CHARACTERS = 5_000_000
-"""Of the captions, the first ones: splitting them takes some seconds."""
+"""Characters of the captions that the tokenizer is trained on, the first ones: splitting takes some seconds."""
 
 
 def clip_from_scratch(shape: ClipShape, context: BuildContext) -> tuple[Any, Any]:
@@ -35,7 +35,7 @@ def clip_from_scratch(shape: ClipShape, context: BuildContext) -> tuple[Any, Any
 def clip_tokenizer(texts: Iterable[str], shape: ClipShape, cache_dir: Path) -> Any:
     """A ``CLIPTokenizer``: byte-level pairs (Sennrich et al. 2016), lower case, so every script can be read.
 
-    Kept under ``cache_dir`` by the captions and the size.
+    It is cached under ``cache_dir`` by captions and size.
     """
     sample = _sample(texts)
     facts = f"{VERSION}|{shape.vocab_size}|" + "\n".join(sorted(sample))
@@ -43,7 +43,7 @@ def clip_tokenizer(texts: Iterable[str], shape: ClipShape, cache_dir: Path) -> A
     path = cache_dir / "tokenizers" / f"clip-{shape.vocab_size}-{key}.json"
     try:
         kept = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError):  # not there, or left by a killed run
+    except (OSError, ValueError):  # the file is missing, or was left by a killed run
         kept = _trained(sample, shape.vocab_size)
         path.parent.mkdir(parents=True, exist_ok=True)
         with replacing(path) as temporary:
@@ -71,14 +71,14 @@ def _sample(texts: Iterable[str]) -> list[str]:
 
 
 def _trained(sample: list[str], vocab_size: int) -> dict[str, Any]:
-    """The pairs, and ids: single bytes, bytes that end a word, pairs by frequency, two special tokens, as in CLIP."""
+    """Merges and ids: single bytes, bytes that end a word, pairs by frequency, two special tokens, as in CLIP."""
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
     from transformers import CLIPTokenizer
 
     pipeline = CLIPTokenizer().backend_tokenizer
     letters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    # The trainer numbers characters it has not been told of in the order of a hash map, and equal counts by number:
-    # another tokenizer every time. So ends of words are characters of their own, known beforehand.
+    # The trainer numbers unknown characters in the order of a hash map, and breaks ties by number, which gives
+    # another tokenizer every time. So ends of words are characters of their own in the initial alphabet.
     ends = {letter: chr(0xE000 + number) for number, letter in enumerate(letters)}
     draft = Tokenizer(models.BPE())
     draft.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
@@ -98,10 +98,10 @@ def _trained(sample: list[str], vocab_size: int) -> dict[str, Any]:
 
 
 def clip_processor(shape: ClipShape, tokenizer: Any) -> Any:
-    """Scale the shorter side, crop the middle, CLIP's colours."""
+    """A processor that scales the shorter side, crops the middle and normalises with CLIP's colours."""
     from embed_core.utils.logging import quiet_transformers
 
-    with quiet_transformers():  # it would say that without torchvision it is Pillow's
+    with quiet_transformers():  # it would warn that without torchvision it uses Pillow
         from transformers import CLIPImageProcessor, CLIPProcessor
 
         side = shape.image_size

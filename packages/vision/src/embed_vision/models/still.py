@@ -1,4 +1,4 @@
-"""Processors of vision-language models without their video part, which transformers cannot make without torchvision."""
+"""Processors of vision-language models without a video part, which transformers cannot build without torchvision."""
 
 from __future__ import annotations
 
@@ -33,13 +33,13 @@ def without_video(kind: Any, image_processor: Any, tokenizer: Any, chat_template
         image_processor=image_processor, tokenizer=tokenizer, video_processor=None, chat_template=chat_template
     )
     parts = [part for part in kind.get_attributes() if part != VIDEO]
-    Still.get_attributes = classmethod(lambda cls: parts)  # only now: the constructor counts its arguments by it
+    Still.get_attributes = classmethod(lambda cls: parts)  # only now: the constructor checks with it
     Still.__name__ = kind.__name__
     return made
 
 
 def keep_video(source: Path, directory: Path) -> None:
-    """Write what ``source``, a model's directory, says of videos into ``directory``, whose processor says nothing."""
+    """Copy the video settings of the model directory ``source`` into ``directory``, whose processor has none."""
     path = directory / "processor_config.json"
     saved = json.loads(path.read_text(encoding="utf-8"))
     for name in (VIDEO_FILE, "processor_config.json", "preprocessor_config.json"):

@@ -1,4 +1,4 @@
-"""Texts to padded token ids, for tokenizers of either kind and for towers that were trained with padding or without."""
+"""Turns texts into padded token ids, with fast or slow tokenizers, for towers trained with padding or without."""
 
 from __future__ import annotations
 
@@ -17,10 +17,10 @@ from embed_core.types import Encoded, Role
 
 
 class TextReader:
-    """Token lists of texts, and their tensors. Safe to call from several threads; a copy is the reader itself.
+    """Tokenizes texts and pads the token lists to tensors. It is thread-safe; a copy is the reader itself.
 
-    ``fixed`` says that the tower was trained on texts that are all padded to ``max_length``, and sees the padding
-    (SigLIP pools the last token, padding or not): such a list is padded already when it is encoded, and has no mask.
+    ``fixed`` says that the tower was trained on texts padded to ``max_length`` and attends to the padding (SigLIP pools
+    the last token, padding or not): lists are then padded when they are encoded, and have no mask.
     """
 
     def __init__(
@@ -39,21 +39,21 @@ class TextReader:
         return self
 
     def fingerprint(self) -> str:
-        """Of all that the token lists depend on besides text, role and prompt."""
+        """Identifies everything that the token lists depend on besides text, role and prompt."""
         if self._fast is not None:
             return f"{self._fast.fingerprint()}{'-fixed' if self.fixed else ''}"
         facts = f"{self.tokenizer!r}|{self.max_length}|{self.fixed}|{sorted(self.prompts.items())!r}"
         return blake2b(facts.encode(), digest_size=16).hexdigest()
 
     def encode(self, texts: Sequence[str], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """Token lists, cut at ``max_length``; a prompt of ``None`` means the role's own."""
+        """Token lists, cut at ``max_length``; a prompt of ``None`` selects the role's own."""
         lists = self._lists(texts, role, prompts)
         if self.fixed:
             lists = [ids + [self.pad_id] * (self.max_length - len(ids)) for ids in lists]
         return [Encoded(np.asarray(ids, dtype=np.int32).tobytes(), len(ids), {"input_ids": ids}) for ids in lists]
 
     def padded(self, lists: Sequence[Sequence[int]]) -> dict[str, Tensor]:
-        """``input_ids`` int64 [S,L], padded on the right, and ``attention_mask`` where padding is not to be seen."""
+        """``input_ids`` int64 [S,L], padded on the right, and ``attention_mask`` where padding must be masked."""
         longest = max(map(len, lists))
         ids_SL = np.full((len(lists), longest), self.pad_id, dtype=np.int64)
         mask_SL = np.zeros((len(lists), longest), dtype=np.int64)
@@ -70,7 +70,7 @@ class TextReader:
             return [list(one.data["input_ids"]) for one in self._fast.encode(texts, role, prompts)]
         own = self.prompts.get(role, Prompt())
         whole = [own.apply(text, prompt) for text, prompt in zip(texts, prompts, strict=True)]
-        # sentencepiece's tokenizers keep state while they truncate.
+        # sentencepiece's tokenizers keep state while they truncate, so one thread at a time uses them.
         with self._lock:
             found: list[list[int]] = self.tokenizer(whole, truncation=True, max_length=self.max_length)["input_ids"]
         return found

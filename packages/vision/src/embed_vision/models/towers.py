@@ -1,11 +1,11 @@
-"""Models of two towers, one for texts and one for pictures, that meet in a common space.
+"""Models of two towers, one for texts and one for pictures, that map into a common space.
 
 A chunk may hold texts, pictures and pairs of both in any order; a pair's vector is the normalised sum of its text's and
-its picture's unit vectors (CLIP-style models have no other way to read both).
+its picture's unit vectors (CLIP-style models cannot read both together).
 
-Every chunk has at least one text and one picture: where there is none, a blank one is put in and its vector dropped. So
-every forward runs both towers in the same order, which ZeRO-3 needs of all ranks, and parameters have a gradient (zero)
-whatever a rank's share of the batch holds.
+Every chunk has at least one text and one picture: where one is missing, a blank one is added and its vector dropped. So
+every forward runs both towers in the same order, which ZeRO-3 requires of all ranks, and all parameters get a gradient
+(zero), whatever a rank's share of the batch holds.
 
 Suffixes besides those of :mod:`embed_core.types`: S texts and I pictures of a chunk, L tokens of its longest text.
 """
@@ -39,7 +39,7 @@ class TwoTowers(nn.Module):
     scores: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
 
     def __init__(self, config: VisionOptions, texts: TextReader, pictures: PictureReader, image_tokens: int) -> None:
-        """``image_tokens`` is what a picture costs: the patches that the image tower sees."""
+        """``image_tokens`` is the cost of a picture in tokens: the number of patches that the image tower sees."""
         super().__init__()
         self.config, self.texts, self.pictures, self.image_tokens = config, texts, pictures, image_tokens
         self._blank_text = texts.encode([""], "query", [""])[0]
@@ -47,11 +47,11 @@ class TwoTowers(nn.Module):
 
     @abstractmethod
     def text_features(self, input_ids: Tensor, attention_mask: Tensor | None) -> Tensor:
-        """[S,L] → [S,D], of any length."""
+        """Token ids [S,L] → features [S,D], of any length."""
 
     @abstractmethod
     def image_features(self, **pixels: Tensor) -> Tensor:
-        """What the image processor made of I pictures, stacked → [I,D], of any length."""
+        """Stacked outputs of the image processor for I pictures → features [I,D], of any length."""
 
     @property
     def prompts(self) -> Mapping[str, str]:
@@ -59,14 +59,14 @@ class TwoTowers(nn.Module):
         return named_prompts(self.config)
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """Token lists and processed pictures; a row's prompt takes the place of the model's, before texts alone.
+        """Token lists and processed pictures; a row's prompt replaces the model's, before texts only.
 
         Raises DataError for a picture that cannot be read and for an item of another kind.
         """
         pictures, texts = [picture_of(item) for item in items], [text_of(item) for item in items]
         pixels = iter(self.pictures.read([one for one in pictures if one is not None]))
-        told = [(text, prompt) for text, prompt in zip(texts, prompts, strict=True) if text is not None]
-        tokens = iter(self.texts.encode([text for text, _ in told], role, [prompt for _, prompt in told]))
+        prompted = [(text, prompt) for text, prompt in zip(texts, prompts, strict=True) if text is not None]
+        tokens = iter(self.texts.encode([text for text, _ in prompted], role, [prompt for _, prompt in prompted]))
         return [
             self._encoded(
                 next(tokens) if text is not None else None, picture, next(pixels) if picture is not None else None
@@ -75,7 +75,7 @@ class TwoTowers(nn.Module):
         ]
 
     def tokenizer_fingerprint(self) -> str:
-        """Of all that the token lists of texts depend on: the engine may keep them. Pictures it never keeps."""
+        """Identifies everything that the token lists of texts depend on; the engine may cache those, never pictures."""
         return self.texts.fingerprint()
 
     def _encoded(self, text: Encoded | None, picture: Picture | None, pixels: Pixels | None) -> Encoded:
@@ -91,12 +91,12 @@ class TwoTowers(nn.Module):
         """The arguments of :meth:`forward`."""
         texts = [(row, one.data[IDS]) for row, one in enumerate(encoded) if IDS in one.data]
         pictures = [(row, one.data[IMAGE]) for row, one in enumerate(encoded) if IMAGE in one.data]
-        # A row behind the last, which forward drops.
+        # The blank one gets the row after the last, which forward drops.
         texts = texts or [(len(encoded), self._blank_text.data[IDS])]
         pictures = pictures or [(len(encoded), self._blank_pixels)]
         stacked = {name: np.stack([one[name] for _, one in pictures]) for name in pictures[0][1]}
         return {
-            # A number that the host has to know, as a shape: on a GPU nothing waits for it.
+            # The host needs this number; as a shape it costs no synchronisation with the GPU.
             "count": torch.empty(len(encoded), 0),
             "text_rows": torch.tensor([row for row, _ in texts]),
             "image_rows": torch.tensor([row for row, _ in pictures]),
@@ -113,8 +113,8 @@ class TwoTowers(nn.Module):
         attention_mask: Tensor | None = None,
         **pixels: Tensor,
     ) -> Embeddings:
-        """``count`` [N,0]; rows [S] and [I] among the N items (N itself is a blank one's); ids and mask [S,L]; pixels
-        as the image processor names them → dense [N,D] of unit length, fp32 or wider."""
+        """``count`` [N,0]; rows [S] and [I] among the N items (row N is a blank one); ids and mask [S,L]; pixels as the
+        image processor names them → dense [N,D] of unit length, fp32 or wider."""
         items = count.shape[0]
         text_SD = functional.normalize(at_least_float32(self.text_features(input_ids, attention_mask)), dim=-1)
         image_ID = functional.normalize(at_least_float32(self.image_features(**pixels)), dim=-1)
@@ -144,7 +144,7 @@ def picture_of(item: Item) -> Picture | None:
 
 
 def role_prompts(config: VisionOptions) -> dict[Role, Prompt]:
-    """What comes before the texts of each role."""
+    """The prompts of the texts, by role."""
     return {"query": Prompt(config.query_prompt), "passage": Prompt(config.passage_prompt)}
 
 
@@ -155,6 +155,6 @@ def named_prompts(config: VisionOptions) -> dict[str, str]:
 
 
 def freeze(module: Any, frozen: bool) -> None:
-    """Leave ``module`` as it is in training, where ``frozen``."""
+    """Exclude ``module`` from training if ``frozen``."""
     if frozen:
         module.requires_grad_(False)

@@ -1,4 +1,4 @@
-"""Vision-language models as embedding models: a chat message of text, picture or both, and the state of its last token.
+"""Vision-language models as embedding models: the state of the last token of a chat message with text, picture or both.
 
 Suffixes of :mod:`embed_core.types`; L tokens of a chunk's longest item, G patches of a chunk's pictures together.
 """
@@ -25,14 +25,14 @@ from embed_vision.models.towers import freeze, named_prompts, picture_of, text_o
 
 IDS, TYPES = "input_ids", "mm_token_type_ids"
 PER_TOKEN = (IDS, TYPES)
-"""What the processor gives per token; ``attention_mask`` is made here, everything else belongs to the pictures."""
+"""Outputs of the processor per token; ``attention_mask`` is built here, all others belong to the pictures."""
 
 
 class VlmModel(nn.Module):
     """A :class:`embed_core.protocols.Model` of texts, pictures and :class:`~embed_vision.datasets.items.Mixed` items.
 
     A chunk without a picture gets a row with a blank one, which forward drops: so every forward runs the vision tower,
-    which ZeRO-3 needs of all ranks. Raises CheckpointError for a model without a chat template or a vision tower.
+    as ZeRO-3 requires of all ranks. Raises CheckpointError for a model without chat template or vision tower.
     """
 
     scores: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
@@ -61,8 +61,8 @@ class VlmModel(nn.Module):
 
         Raises DataError for a picture that cannot be read and for an item of another kind.
         """
-        told = zip(items, prompts, strict=True)
-        chats = [self.chat.of(text_of(item), picture_of(item) is not None, role, prompt) for item, prompt in told]
+        prompted = zip(items, prompts, strict=True)
+        chats = [self.chat.of(text_of(item), picture_of(item) is not None, role, prompt) for item, prompt in prompted]
         pictures = [(picture, chat) for item, chat in zip(items, chats, strict=True) if (picture := picture_of(item))]
         read = iter(self.pictures.read([one for one, _ in pictures], [chat for _, chat in pictures]))
         plain = iter(self.chat.tokens([c for item, c in zip(items, chats, strict=True) if picture_of(item) is None]))
@@ -79,7 +79,7 @@ class VlmModel(nn.Module):
         return encoded
 
     def tokenizer_fingerprint(self) -> str:
-        """Of all that the token lists of texts depend on: the engine may keep them. Pictures it never keeps."""
+        """Identifies everything that the token lists of texts depend on; the engine may cache those, never pictures."""
         return self.chat.fingerprint()
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
@@ -99,7 +99,7 @@ class VlmModel(nn.Module):
         names = [name for name in pictures[0] if name not in PER_TOKEN]
         joined = {name: np.concatenate([row[name] for row in pictures]) for name in names}
         return {
-            # A number that the host has to know, as a shape: on a GPU nothing waits for it.
+            # The host needs this number; as a shape it costs no synchronisation with the GPU.
             "count": torch.empty(len(encoded), 0),
             **{name: torch.from_numpy(value) for name, value in (tokens | joined).items()},
         }
@@ -113,7 +113,7 @@ class VlmModel(nn.Module):
 
 
 class Chat:
-    """Items as rendered chats, and chats as tokens. Safe to call from several threads; a copy is the object itself."""
+    """Renders items as chats, and tokenizes chats. It is thread-safe; a copy is the object itself."""
 
     def __init__(self, config: VlmConfig, processor: Any) -> None:
         """Raises CheckpointError for a processor without a chat template."""
@@ -129,12 +129,12 @@ class Chat:
         return self
 
     def of(self, text: str | None, picture: bool, role: Role, prompt: str | None) -> str:
-        """An item's chat; a prompt of ``None`` means the role's own, that of ``None`` the model's."""
+        """An item's chat; a prompt of ``None`` selects the role's prompt, and if that is ``None`` the model's."""
         own = self._config.query_prompt if role == "query" else self._config.passage_prompt
         return self.rendered(text, own if prompt is None else prompt, picture=picture)
 
     def rendered(self, text: str | None, instruction: str | None, *, picture: bool) -> str:
-        """One message, the picture before the text; the instruction as a system message unless it is empty."""
+        """One message, with the picture before the text; the instruction is a system message unless it is empty."""
         system = self._config.default_instruction if instruction is None else instruction
         content: list[dict[str, str]] = [{"type": "image"}] if picture else []
         if text is not None:
@@ -154,12 +154,12 @@ class Chat:
         return found
 
     def process(self, image: Image.Image, chat: str) -> Pixels:
-        """What the processor makes of a chat and its picture: tokens, without the batch dimension, and patches."""
+        """The processor's output for a chat and its picture: tokens, without the batch dimension, and patches."""
         options: dict[str, Any] = {}
         if self._config.min_pixels or self._config.max_pixels:
             size = self._processor.image_processor.size
             shortest, longest = size["shortest_edge"], size["longest_edge"]
-            # Qwen's processors call areas edges.
+            # Qwen's processors give areas the names of edges.
             options["size"] = {
                 "shortest_edge": self._config.min_pixels or shortest,
                 "longest_edge": self._config.max_pixels or longest,
@@ -169,14 +169,14 @@ class Chat:
         return {name: value[0] if name in PER_TOKEN else value for name, value in arrays.items()}
 
     def fingerprint(self) -> str:
-        """Of the tokenizer, the template and the instructions."""
+        """Identifies the tokenizer, the template and the instructions."""
         facts = [self.tokenizer.backend_tokenizer.to_str(), str(self._processor.chat_template), repr(self._config)]
         return blake2b("\n".join(facts).encode(), digest_size=16).hexdigest()
 
     def _cut(self, text: str) -> str:
-        """The text as far as its first ``max_length`` tokens go: the template around it stays whole."""
+        """Cut the text after ``max_length`` tokens, before rendering, so that the template stays whole."""
         most = self._config.max_length
-        if most is None or len(text) < most:  # a token has a character at least
+        if most is None or len(text) < most:  # a token has at least one character
             return text
         offsets = self.tokenizer.backend_tokenizer.encode(text, add_special_tokens=False).offsets
         return text if len(offsets) <= most else text[: offsets[most - 1][1]]

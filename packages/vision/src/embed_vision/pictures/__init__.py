@@ -1,1 +1,1 @@
-"""The embedded pictures: what is drawn, how, and the files they are kept in."""
+"""The embedded pictures: what is drawn, how it is drawn, and the files it is cached in."""

@@ -1,4 +1,4 @@
-"""The embedded pictures as Parquet files: drawn once per font and sizes, then read like anybody's data."""
+"""The embedded pictures as Parquet files: drawn once per font and sizes, then read like any other data."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ if TYPE_CHECKING:
     from embed_core.config.context import BuildContext
 
 VERSION = 1
-"""Raised with every change of what is drawn of the same sizes."""
+"""Raise this number with every change of what is drawn for the same sizes."""
 TRAIN, HELD_OUT, MANIFEST = "pictures.parquet", "held-out.parquet", "manifest.json"
 COLUMNS: Mapping[Mode, Mapping[str, str]] = {
     "t2i": {"query": "caption", "positive": "image"},
@@ -36,14 +36,14 @@ COLUMNS: Mapping[Mode, Mapping[str, str]] = {
     "m2i": {"query": "change", "query_image": "other_image", "positive": "image"},
     "m2t": {"query": "change", "query_image": "other_image", "positive": "caption"},
 }
-"""Which columns are asked with, and which are found, by mode."""
+"""The columns of query and positive, by mode."""
 Drawn = Literal["auto", "symbols", "shapes"]
 
 
 def pictures(
     context: BuildContext, sizes: Sizes, drawn: Drawn, mode: Mode, draw: DrawOptions, limit: int | None
 ) -> ImageTextDataset:
-    """The pictures, drawn now or found in ``context.cache_dir / "pictures"``.
+    """The dataset of pictures, drawn now or found in ``context.cache_dir / "pictures"``.
 
     Raises DataError where `symbols` are asked for and no font has them, or the cache cannot be written.
     """
@@ -65,7 +65,7 @@ def pictures(
 
 
 def _pen(sizes: Sizes, drawn: Drawn) -> tuple[SymbolPen | ShapePen, list[tuple[str, str]], str]:
-    """What draws, the (symbol, name) pairs, and how they are called."""
+    """The pen, the (symbol, name) pairs, and the name of the source for messages."""
     found = None if drawn == "shapes" else best_font()
     if found is None:
         if drawn == "symbols":
@@ -81,7 +81,7 @@ def _pen(sizes: Sizes, drawn: Drawn) -> tuple[SymbolPen | ShapePen, list[tuple[s
 
 
 def _fingerprint(sizes: Sizes, symbols: Sequence[tuple[str, str]], source: str) -> str:
-    """Hex digest of all that the pictures depend on."""
+    """Hex digest of everything the pictures depend on."""
     import PIL
 
     facts: list[Any] = [VERSION, asdict(sizes), list(symbols), source, PIL.__version__]
@@ -91,7 +91,7 @@ def _fingerprint(sizes: Sizes, symbols: Sequence[tuple[str, str]], source: str) 
 def _ensure(
     folder: Path, symbols: Sequence[tuple[str, str]], sizes: Sizes, pen: SymbolPen | ShapePen, context: BuildContext
 ) -> None:
-    """Draw into ``folder`` unless it is there and whole."""
+    """Draw the pictures into ``folder`` unless they are there undamaged."""
     if folder.exists():
         if _whole(folder):
             return
@@ -111,7 +111,7 @@ def _ensure(
         try:
             made.rename(folder)
         except OSError:
-            if not _whole(folder):  # unless another process was faster
+            if not _whole(folder):  # another process may have been faster
                 raise
     except OSError as error:
         raise DataError(
@@ -122,7 +122,7 @@ def _ensure(
 
 
 def _write(path: Path, scenes: Sequence[Scene], size: int, pen: SymbolPen | ShapePen) -> None:
-    """One row a scene; pictures as Hugging Face datasets store them."""
+    """Write one row for each scene, with pictures in the format of Hugging Face datasets."""
     import pyarrow as pa
     import pyarrow.parquet as pq
 

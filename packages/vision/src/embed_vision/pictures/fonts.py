@@ -1,4 +1,4 @@
-"""Fonts of this machine that have symbols, and which symbols those are."""
+"""Finds fonts of this machine that have symbols, and the symbols they have."""
 
 from __future__ import annotations
 
@@ -24,17 +24,17 @@ BLOCKS = (
     (0x2600, 0x26FF), (0x2700, 0x27BF), (0x1F600, 0x1F64F), (0x25A0, 0x25FF), (0x2190, 0x21FF), (0x2300, 0x23FF),
     (0x2B00, 0x2BFF), (0x20A0, 0x20BF), (0x2200, 0x22FF),
 )  # fmt: skip
-"""Symbols of all kinds, dingbats, emoticons, geometric shapes, arrows, technical, arrows, currency, mathematics."""
+"""Unicode blocks: symbols, dingbats, emoticons, geometric shapes, arrows, technical, arrows, currency, mathematics."""
 CATEGORIES = ("So", "Sm", "Sc")
 ENOUGH = 40
-"""Symbols below which a font is not worth it."""
+"""Fonts with fewer symbols are not used."""
 PROBE_SIZE = 40
 MISSING = "\U0010fffe"
-"""A code point that is no character: what a font draws for it, it draws for everything it does not have."""
+"""A code point that is no character: a font draws it as it draws every character that it lacks."""
 
 
 def font_files() -> list[Path]:
-    """Files of :data:`NAMES` that are here: in the system's folders, the user's, and matplotlib's own."""
+    """Installed files of :data:`NAMES`, from the system's folders, the user's and matplotlib's."""
     found: dict[str, Path] = {}
     for folder in _folders():
         for path in sorted(folder.rglob("*.[to]tf")) if folder.is_dir() else ():
@@ -43,15 +43,15 @@ def font_files() -> list[Path]:
 
 
 def opened(path: Path, size: int) -> FreeTypeFont:
-    """The font at ``size`` pixels. Raises OSError for a file that is none."""
+    """The font at ``size`` pixels. Raises OSError for a file that is no font."""
     from PIL import ImageFont
 
-    # Of a path that cannot be read Pillow takes another font of the same name, wherever it finds one.
+    # Given a path that it cannot read, Pillow would open another font of the same name: so it gets the bytes.
     return ImageFont.truetype(BytesIO(path.read_bytes()), size)
 
 
 def symbols_of(path: Path) -> dict[str, str]:
-    """Symbol → name in lower case, of those that the font draws, each looking different, in the order of the blocks.
+    """The symbols that the font draws, each with a different shape, by block: symbol → name in lower case.
 
     Raises OSError for a file that is no font.
     """
@@ -67,11 +67,11 @@ def symbols_of(path: Path) -> dict[str, str]:
 
 
 def best_font() -> tuple[Path, dict[str, str]] | None:
-    """The first font with enough symbols, and these."""
+    """The first font with enough symbols, and its symbols; None if there is none."""
     for path in font_files():
         try:
             found = symbols_of(path)
-        except OSError:  # damaged
+        except OSError:  # the font is damaged
             continue
         if len(found) >= ENOUGH:
             return path, found
@@ -105,6 +105,6 @@ def _folders() -> Iterator[Path]:
         yield from (Path("/System/Library/Fonts"), Path("/Library/Fonts"), home / "Library/Fonts")
     if sys.platform == "win32":
         yield Path(os.environ.get("WINDIR", r"C:\Windows")) / "Fonts"
-    matplotlib = importlib.util.find_spec("matplotlib")  # brings DejaVu along; it is not imported
+    matplotlib = importlib.util.find_spec("matplotlib")  # matplotlib ships DejaVu; it is not imported
     for place in (matplotlib.submodule_search_locations or ()) if matplotlib else ():
         yield Path(place) / "mpl-data" / "fonts"

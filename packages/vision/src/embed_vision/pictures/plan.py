@@ -20,7 +20,7 @@ SEED = 20_240_611
 
 @dataclass(frozen=True, slots=True)
 class Sizes:
-    """How much of everything."""
+    """How many pictures are drawn, and how large."""
 
     symbols: int = 160
     renderings: int = 20
@@ -38,14 +38,14 @@ class Look:
     angle: float
     """Degrees, counter-clockwise."""
     scale: float
-    """Share of the picture's width that the symbol takes."""
+    """The symbol's width as a share of the picture's width."""
     shift: tuple[float, float]
-    """Of its centre, in shares of the picture's width."""
+    """Offset of the symbol's centre, in shares of the picture's width."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scene:
-    """What one row is made of: a picture, and another of the same symbol in other colours."""
+    """The content of one row: a picture, and another of the same symbol in other colours."""
 
     name: str
     look: Look
@@ -58,20 +58,20 @@ class Scene:
 
     @property
     def paraphrase(self) -> str:
-        """The same in other words."""
+        """The caption in other words."""
         return f"a {self.look.background} picture that shows, in {self.look.colour}, the {self.name}"
 
     @property
     def change(self) -> str:
-        """What makes the other picture into this one."""
+        """The text that turns the other picture into this one."""
         return f"the same, {self.look.colour} on {self.look.background}"
 
 
 def plan(symbols: Sequence[tuple[str, str]], sizes: Sizes) -> tuple[list[Scene], list[Scene]]:
     """(training, held-out) scenes of (symbol, name) pairs: no combination of symbol and colours is in both.
 
-    A symbol's combinations are shuffled; the first ones are held out, the next are trained on, over again where there
-    are fewer of them than pictures: the same combination is then turned and placed another way.
+    A symbol's combinations are shuffled: the first are held out, the next are trained on. If there are fewer of them
+    than pictures, they repeat with another angle and place.
     """
     per_symbol = -(-sizes.held_out // len(symbols)) if sizes.held_out else 0
     train, held_out = list[Scene](), list[Scene]()
@@ -97,7 +97,7 @@ def _scenes(
 
 
 def _another(colour: str, background: str) -> tuple[str, str]:
-    """Of held-out pictures with one combination a symbol: colours that this one has not."""
+    """Colours other than these, for held-out pictures with one combination a symbol."""
     colours, backgrounds = list(COLOURS), list(BACKGROUNDS)
     return (
         colours[(colours.index(colour) + 3) % len(colours)],

@@ -1,4 +1,4 @@
-"""From a look to the bytes of a PNG file."""
+"""Renders a look to the bytes of a PNG file."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ if TYPE_CHECKING:
 
 Point = tuple[float, float]
 LARGE = 4
-"""Drawn so many times larger and scaled down: smooth edges, whatever the angle."""
+"""Pictures are drawn this many times larger and scaled down, so that edges are smooth at any angle."""
 
 
 class SymbolPen:
@@ -29,7 +29,7 @@ class SymbolPen:
         self._side = LARGE * size
 
     def mask(self, symbol: str) -> Image.Image:
-        """Greyscale, its ink as wide or as high as the square."""
+        """The symbol in greyscale, its ink as wide or as high as the square."""
         left, top, right, bottom = (round(at) for at in self._font.getbbox(symbol))
         width, height = right - left, bottom - top
         ink = Image.new("L", (width, height))
@@ -47,14 +47,14 @@ class ShapePen:
         self._side = LARGE * size
 
     def mask(self, symbol: str) -> Image.Image:
-        """Greyscale."""
+        """The shape in greyscale."""
         square = Image.new("L", (self._side, self._side))
         SHAPES[symbol](ImageDraw.Draw(square), self._side)
         return square
 
 
 def png(look: Look, size: int, pen: SymbolPen | ShapePen) -> bytes:
-    """The picture, ``size`` pixels wide and high."""
+    """The picture as a PNG, ``size`` pixels wide and high."""
     inner = max(1, round(look.scale * size * LARGE))
     turned = pen.mask(look.symbol).rotate(look.angle, Image.Resampling.BILINEAR)
     ink = turned.resize((inner, inner), Image.Resampling.BILINEAR)
@@ -69,7 +69,7 @@ def png(look: Look, size: int, pen: SymbolPen | ShapePen) -> bytes:
 
 
 def _polygon(corners: int, turn: float = 0.0, inner: float = 1.0) -> Callable[[Draw, int], None]:
-    """Regular, its first corner up; with ``inner`` every other corner lies so far inside: a star."""
+    """A regular polygon, its first corner up; ``inner`` moves every other corner that far inside: a star."""
 
     def draw(pen: Draw, side: int) -> None:
         count = corners if inner == 1.0 else 2 * corners
@@ -84,7 +84,7 @@ def _polygon(corners: int, turn: float = 0.0, inner: float = 1.0) -> Callable[[D
 
 
 def _shares(*points: Point) -> Callable[[Draw, int], None]:
-    """A polygon of points in shares of the side."""
+    """A polygon whose points are given in shares of the side."""
     return lambda pen, side: pen.polygon([(x * side, y * side) for x, y in points], fill=255)
 
 

@@ -84,7 +84,7 @@ class Compiled:
         return recipe.image_model_name or f"{recipe.named}/image"
 
     def _shape(self) -> dict[str, Any]:
-        """Of a random model."""
+        """The shape of a random model."""
         width = max(self.dims, default=0) or self.recipe.projection_dim
         return {} if width is None else {"width": width}
 

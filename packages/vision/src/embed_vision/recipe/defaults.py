@@ -41,11 +41,11 @@ SCHEDULES: Mapping[str, Literal["linear", "cosine", "constant"]] = {
 Tracker = Literal["none", "all", "tensorboard", "wandb", "swanlab", "mlflow"]
 TRACKERS = ("tensorboard", "wandb", "swanlab", "mlflow")
 INFONCE_TEMPERATURE = 0.05
-"""Of the loss with a fixed temperature."""
+"""Temperature of the loss that does not learn it."""
 USUAL_SIDE, USUAL_PATCH = 224, 14
-"""Of a picture in pixels, where neither can be told before the model is loaded: 257 tokens."""
+"""Pixels of a picture and of a patch, where neither is known before the model is loaded: 257 tokens."""
 _PATCH = re.compile(r"patch(\d+)(?:-(\d+))?", re.IGNORECASE)
-"""In the names of models of the hub: ``clip-vit-base-patch32``, ``siglip-base-patch16-384``."""
+"""Patch and picture size in names of hub models: ``clip-vit-base-patch32``, ``siglip-base-patch16-384``."""
 
 
 def tokens_per_picture(name: str, from_scratch: Mapping[str, Any]) -> int:

@@ -72,9 +72,9 @@ class VisionRecipe(
     check_images: Literal["decode", "open"] = "decode"
     """How pictures are checked before the run starts: read whole, or their headers only."""
     split: str | None = None
-    """Of a Hugging Face dataset; None = the only one, or ``train``."""
+    """Split of a Hugging Face dataset; None = the only one, or ``train``."""
     val_split: str | None = None
-    """Of ``val_data_path``, where that is a Hugging Face dataset; None = the only one, or ``train``."""
+    """Split of ``val_data_path``, where that is a Hugging Face dataset; None = the only one, or ``train``."""
     run_name: str | None = None
     """Names the run in trackers and the default ``output_dir``; None = ``vision``."""
 
@@ -82,7 +82,7 @@ class VisionRecipe(
     """``clip``: cross-entropy in both directions with a learned scale; ``infonce``: with a fixed one; ``siglip``, also
     called ``sigmoid``: every pair for itself; ``triplet``; ``cosent``."""
     triplet_margin: float = Field(default=0.5, gt=0)
-    """Of ``triplet``: how much nearer than a negative the positive must be, in 1 − cosine."""
+    """Margin of ``triplet``: how much nearer than a negative the positive must be, in 1 − cosine."""
 
     epochs: float | None = Field(default=None, gt=0)
     """Passes over the data."""

@@ -63,7 +63,7 @@ class TrainingTexts:
         return (ids for _, _, ids in self._catalogue.text_blocks(self._numbers))
 
     def _smallest(self, wanted: int) -> tuple[int, NDArray[np.uint64]]:
-        """Of the distinct hashes, read as big-endian numbers: their sum, and the ``wanted`` smallest, ascending."""
+        """The sum of the distinct hashes, read as big-endian numbers, and the ``wanted`` smallest, ascending."""
         total, parts = 0, [np.empty(0, np.uint64)]
         for part in distinct(self._hashes):
             values = part.view(">u8").astype(np.uint64)

@@ -156,7 +156,7 @@ class BeirRows(RowSource):
         return key, self._queries[query]
 
     def digest(self) -> str:
-        """Of the three files' bytes."""
+        """A digest of the three files' bytes."""
         hasher = blake2b(digest_size=16)
         hasher.update(self._queries.digest().encode() + self._corpus.digest().encode() + self._qrels_path.read_bytes())
         return hasher.hexdigest()

@@ -35,7 +35,7 @@ class InMemoryRows(RowSource):
         return parse_row(data, place)
 
     def digest(self) -> str:
-        """Of the rows' content."""
+        """A digest of the rows' content."""
         digest = blake2b(digest_size=16)
         for index in range(len(self._rows)):
             digest.update(json.dumps(dict(self._rows[index]), sort_keys=True, default=str).encode())

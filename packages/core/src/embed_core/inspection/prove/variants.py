@@ -129,7 +129,7 @@ class MeasureRequest:
 
     @classmethod
     def read(cls, path: Path) -> MeasureRequest:
-        """From JSON."""
+        """Read it from a JSON file."""
         content = json.loads(path.read_text(encoding="utf-8"))
         variants = tuple(Variant(**variant) for variant in content.pop("variants"))
         return cls(variants=variants, **content)
@@ -141,5 +141,5 @@ def write_findings(findings: Sequence[Finding], path: Path) -> None:
 
 
 def read_findings(path: Path) -> list[Finding]:
-    """From JSON."""
+    """Read it from a JSON file."""
     return [Finding(**finding) for finding in json.loads(path.read_text(encoding="utf-8"))]
