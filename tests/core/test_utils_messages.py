@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text, one_line
 
 
 def test_a_text_of_many_lines_becomes_one_and_is_cut_where_asked() -> None:
@@ -10,3 +10,8 @@ def test_a_text_of_many_lines_becomes_one_and_is_cut_where_asked() -> None:
     assert one_line(error) == "first second third"
     assert one_line(error, 12) == "first second"
     assert one_line(ValueError()) == ""
+
+
+def test_the_class_stands_before_the_text_and_alone_without_one() -> None:
+    assert kind_and_text(ValueError("first\nsecond"), 5) == "ValueError: first"
+    assert kind_and_text(KeyError()) == "KeyError"

@@ -21,7 +21,7 @@ from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.protocols import Announce
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 
 HEADS = ("colbert_linear", "sparse_linear")
 FACTS_FILE = "bge_m3.json"
@@ -114,8 +114,7 @@ def _head_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError
-        reason = one_line(error, 160)
-        raise CheckpointError(f"head {path} cannot be read ({type(error).__name__}: {reason}): copy it again") from None
+        raise CheckpointError(f"head {path} cannot be read ({kind_and_text(error, 160)}): copy it again") from None
     tensors = isinstance(state, dict) and all(isinstance(state.get(key), torch.Tensor) for key in ("weight", "bias"))
     if not tensors or state["weight"].dim() != 2:
         raise CheckpointError(f"head {path} holds no linear layer: it must be a state dict with `weight` and `bias`")

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embed_core.errors import CheckpointError, PluginError
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 
 PACKAGE = "ms-swift"
 OLDEST = "4.6.0"
@@ -89,10 +89,9 @@ def load(directory: Path, *, trust_remote_code: bool = False) -> Loaded:
                 device_map="cpu",
             )
         except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, RuntimeError …
-            reason = one_line(error, 200)
             raise CheckpointError(
                 f"model directory {str(directory)!r} cannot be loaded by {PACKAGE} as {MODEL_TYPE} "
-                f"({type(error).__name__}: {reason})"
+                f"({kind_and_text(error, 200)})"
             ) from error
     return Loaded(causal, tokenizer)
 
@@ -151,9 +150,8 @@ def _imported(name: str) -> Iterator[Any]:
         try:
             module = importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises
-            reason = one_line(error, 200)
             raise PluginError(
-                f"{PACKAGE} {metadata.version(PACKAGE)} cannot be imported ({type(error).__name__}: {reason}): "
+                f"{PACKAGE} {metadata.version(PACKAGE)} cannot be imported ({kind_and_text(error, 200)}): "
                 f"pip install --force-reinstall '{PACKAGE}>={OLDEST}'"
             ) from error
         yield module

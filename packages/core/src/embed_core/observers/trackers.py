@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 from embed_core.errors import ConfigError
 from embed_core.observers.metrics_log import is_logged, step_record
 from embed_core.plugin.hookspecs import hookimpl
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 
 if TYPE_CHECKING:
     from embed_core.config.run import TrackingConfig
@@ -92,7 +92,7 @@ class Tracker:
             getattr(self._backend, method)(*arguments, **options)
         except Exception as error:
             self._backend = None
-            self._announce(f"tracker {self.kind!r} failed and is off from here: {_one_line(error)}")
+            self._announce(f"tracker {self.kind!r} failed and is off from here: {kind_and_text(error)}")
 
 
 def tracked_values(event: StepEvent) -> dict[str, float]:
@@ -150,7 +150,7 @@ def _start(kind: str, make: Callable[[Place], Any], place: Place, parameters: Ma
         backend.store_init_configuration(flat_parameters(parameters))
     except Exception as error:
         raise ConfigError(
-            f"tracking.report_to: {kind!r} could not start ({_one_line(error)}): mend that, or take it out of "
+            f"tracking.report_to: {kind!r} could not start ({kind_and_text(error)}): mend that, or take it out of "
             "tracking.report_to"
         ) from error
     return backend
@@ -197,8 +197,3 @@ def _silence_accelerate() -> None:
     from accelerate import tracking
 
     tracking.logger = _StatelessLogger(logging.getLogger("accelerate.tracking"), {})
-
-
-def _one_line(error: BaseException) -> str:
-    text = one_line(error)
-    return f"{type(error).__name__}: {text}" if text else type(error).__name__

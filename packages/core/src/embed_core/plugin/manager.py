@@ -14,7 +14,7 @@ import pluggy
 from embed_core.config.registry import Registry
 from embed_core.errors import EmbedError, PluginError, did_you_mean
 from embed_core.plugin import hookspecs
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text, one_line
 
 GROUP = "embed"
 SLOT_HOOKS = {
@@ -73,7 +73,7 @@ def load_module(plugin: Installed) -> ModuleType:
     try:
         module = plugin.entry_point.load()
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{_who(plugin)} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
+        raise PluginError(f"{_who(plugin)} cannot be imported: {kind_and_text(error)}") from error
     wanted = getattr(module, "EMBED_API_VERSION", hookspecs.API_VERSION)
     if wanted != hookspecs.API_VERSION:
         raise PluginError(
@@ -207,7 +207,7 @@ def _answer(manager: pluggy.PluginManager, plugin: Installed, module: Any, hook:
     try:
         answer = implementation()
     except Exception as error:
-        raise PluginError(f"{_who(plugin)}: {hook} failed: {type(error).__name__}: {one_line(error)}") from error
+        raise PluginError(f"{_who(plugin)}: {hook} failed: {kind_and_text(error)}") from error
     if not isinstance(answer, (list, tuple)):
         raise PluginError(f"{_who(plugin)}: {hook} must return a list of classes, not {type(answer).__name__}")
     return answer

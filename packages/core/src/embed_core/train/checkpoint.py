@@ -19,7 +19,7 @@ from embed_core.config.component import CheckpointConfig
 from embed_core.distributed.process_group import Ranks, is_lost_rank
 from embed_core.errors import CheckpointError
 from embed_core.train.output_dir import replace_directory, write_text
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -111,7 +111,7 @@ class CheckpointStore:
         except Exception as error:  # whatever torch, pickle and DeepSpeed raise for a file that is not what it was
             if is_lost_rank(error):
                 raise
-            cause = f"DeepSpeed's part cannot be loaded ({type(error).__name__}: {one_line(error, 160)})"
+            cause = f"DeepSpeed's part cannot be loaded ({kind_and_text(error, 160)})"
         if cause:
             raise CheckpointError(f"{self.path(step)}: {cause}: delete it to resume from an earlier state")
 

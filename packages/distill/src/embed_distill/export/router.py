@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError
 from embed_core.utils.logging import quiet_transformers
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 
 if TYPE_CHECKING:
     from embed_distill.export.config import RouterConfig
@@ -46,10 +46,9 @@ def _loaded(directory: Path, what: str, *, trust_remote_code: bool) -> Any:
             str(directory), device="cpu", trust_remote_code=trust_remote_code, model_kwargs={"dtype": "auto"}
         )
     except Exception as error:  # a model's own code may raise anything
-        reason = one_line(error, 200)
         raise CheckpointError(
             f"{what} ({str(directory)!r}) cannot be loaded by sentence-transformers "
-            f"({type(error).__name__}: {reason}): leave checkpoint.router out, or give a teacher that it loads"
+            f"({kind_and_text(error, 200)}): leave checkpoint.router out, or give a teacher that it loads"
         ) from error
 
 

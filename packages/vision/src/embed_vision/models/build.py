@@ -15,7 +15,7 @@ from embed_core.models.from_scratch.encoder import seeded
 from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.protocols import Model
 from embed_core.utils.logging import quiet_transformers
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 from embed_vision.datasets.images import PictureReader, Process, processed_by
 from embed_vision.models.clip import ClipModel, check_clip
 from embed_vision.models.composed import ComposedModel
@@ -160,9 +160,8 @@ def load_image_processor(directory: Path, config: VisionOptions) -> Any:
 
 
 def _unreadable(what: str, directory: Path, error: Exception) -> CheckpointError:
-    reason = one_line(error, 160)
     return CheckpointError(
-        f"the {what} in {str(directory)!r} cannot be loaded ({type(error).__name__}: {reason}): copy the files that "
+        f"the {what} in {str(directory)!r} cannot be loaded ({kind_and_text(error, 160)}): copy the files that "
         "were saved with the model (preprocessor_config.json, tokenizer.json) into it"
     )
 
@@ -189,9 +188,8 @@ def _saved_composed(config: ComposedConfig, root: Path) -> tuple[ComposedConfig,
         }
         keys = {key: facts[key] for key in ("text_pooling", "image_pooling", "max_length")}
     except Exception as error:
-        reason = one_line(error, 160)
         raise CheckpointError(
-            f"{str(root)!r} is no composed model that can be loaded ({type(error).__name__}: {reason}): give a "
+            f"{str(root)!r} is no composed model that can be loaded ({kind_and_text(error, 160)}): give a "
             "directory that the checkpoint kind `vision` wrote, or text_name_or_path and image_name_or_path"
         ) from None
     given = config.model_fields_set

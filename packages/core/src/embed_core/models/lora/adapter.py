@@ -14,7 +14,7 @@ from embed_core.export.layout import TransformersModel, write_modules, write_tok
 from embed_core.export.model_card import CardText, RunCard, write_card
 from embed_core.models.lora.config import LoraModelConfig
 from embed_core.protocols import Announce
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text, one_line
 
 SETTINGS = "adapter_config.json"
 HEADS = "heads.safetensors"
@@ -111,9 +111,7 @@ def _read(directory: Path) -> Any:
     try:
         settings = PeftConfig.from_pretrained(str(directory))
     except Exception as error:  # JSON's, peft's KeyError, TypeError and ValueError
-        raise CheckpointError(
-            f"{file}: cannot be read ({type(error).__name__}: {one_line(error, 160)}): copy it again"
-        ) from None
+        raise CheckpointError(f"{file}: cannot be read ({kind_and_text(error, 160)}): copy it again") from None
     if not isinstance(settings, LoraConfig):
         raise CheckpointError(f"{file}: an adapter of type {settings.peft_type.value}, not LORA: give a LoRA adapter")
     return settings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError, ConfigError
-from embed_core.utils.messages import one_line
+from embed_core.utils.messages import kind_and_text
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -62,8 +62,7 @@ def _load(path: str, device: str) -> Any:
         with quiet_transformers():
             model = CrossEncoder(str(directory), device=device)
     except Exception as error:  # whatever transformers raises for another kind of directory
-        reason = one_line(error, 200)
-        raise CheckpointError(f"--cross-encoder {path!r} cannot be loaded: {type(error).__name__}: {reason}") from error
+        raise CheckpointError(f"--cross-encoder {path!r} cannot be loaded: {kind_and_text(error, 200)}") from error
     if model.num_labels != 1:
         raise CheckpointError(
             f"--cross-encoder {path!r} has {model.num_labels} labels: a reranker has one, its score; "
