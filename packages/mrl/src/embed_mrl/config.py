@@ -32,8 +32,7 @@ class MatryoshkaConfig(LossConfig):
     dims: tuple[int, ...] | None = None
     """The dimensions; the full one is always trained too. None = the full one and its halves, at most four, from 16."""
     weights: tuple[float, ...] | None = None
-    """Factors of the losses, one for each of ``dims``; None = 1 each. The full dimension, where ``dims`` does not list
-    it, has 1."""
+    """Factors of the losses, one for each of ``dims``; None = 1 each. A full dimension that is not listed has 1."""
     n_dims_per_step: int = Field(default=-1, ge=-1)
     """Dimensions trained per step: the full one, and others drawn for each step. -1 = all of them in every step."""
 

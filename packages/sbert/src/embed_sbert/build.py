@@ -79,8 +79,7 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
 
 
 def directory_of(name: str, revision: str | None) -> Path:
-    """As :func:`embed_core.models.hub.model_directory`, which requires a transformers model; here a directory of
-    modules without one is enough."""
+    """As :func:`embed_core.models.hub.model_directory`, but modules without a transformers model are enough."""
     local = Path(name).expanduser()
     if (local / MODULES).is_file():
         return local

@@ -24,8 +24,7 @@ Features = dict[str, Any]
 def run(modules: Iterable[Any], features: Features, forward_options: dict[str, Any]) -> Tensor:
     """[N,D]: the sentence embeddings that ``modules`` compute from ``features``, fp32 or wider.
 
-    ``forward_options`` (``task``) go to the modules that declare them. Raises CheckpointError where no embedding
-    results.
+    ``forward_options`` (``task``) go to the modules that declare them. Raises CheckpointError without an embedding.
     """
     from sentence_transformers.sentence_transformer.modules import CNN, Normalize, Pooling
 

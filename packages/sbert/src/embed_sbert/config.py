@@ -32,8 +32,7 @@ class SentenceTransformersModelConfig(ModelConfig):
     from_scratch: EncoderShape = EncoderShape()
     """Size of a ``from-scratch`` encoder; a model that is loaded has its own."""
     max_seq_length: int | None = Field(default=None, ge=3)
-    """Tokens of a text, special tokens and prompt included; longer ones are cut. None = as saved with the model; for a
-    from-scratch model 192."""
+    """Tokens of a text, special tokens and prompt included; longer ones are cut. None = as saved, from scratch 192."""
     query_prompt: str | None = None
     """The prompt before every query whose row has none of its own; None = the model's prompt ``query``."""
     passage_prompt: str | None = None

@@ -22,8 +22,7 @@ _MOST = 2**31 - 1
 
 
 def routes_of(built: Any) -> Mapping[Role, Route]:
-    """Routes by role; one object for both where all texts go the same way. Raises CheckpointError for a Router that is
-    not the first module."""
+    """Routes by role, one object if they are the same. Raises CheckpointError for a Router that is not first."""
     from sentence_transformers.base.modules import Router
 
     names = list(built._modules)
@@ -100,8 +99,7 @@ def _reader(
 
 
 def _bulk(module: Any, prompts: Mapping[Role, Prompt]) -> TextTokenizer | None:
-    """The core's tokeniser, if it gives the module's own ids. They are compared, because ``preprocess`` may do more
-    (chat templates, expansion, sides)."""
+    """The core's tokeniser if ``preprocess``, which may do more (chat templates, sides), gives the same ids."""
     from sentence_transformers.base.modules import Transformer
 
     tokenizer: Any = getattr(module, "tokenizer", None)

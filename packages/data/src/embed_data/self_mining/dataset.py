@@ -232,8 +232,7 @@ def _folder(context: BuildContext) -> Path:
 
 
 def _answers(config: ReminedConfig, context: BuildContext) -> dict[int, tuple[str, ...]]:
-    """The answers to every query, from the rows that the config names, or else from the dataset's own if mining knows
-    their format."""
+    """The answers to every query, from the config's rows, else from the dataset's own if mining knows their format."""
     if config.answers is not None:
         return _read_answers(open_rows(resolved_path(config.answers), None))
     found: dict[int, tuple[str, ...]] = {}

@@ -137,8 +137,7 @@ class LocalLogProbs:
         return self._model(**arguments, use_cache=cache or past is not None)
 
     def _agrees(self) -> bool:
-        """Whether this architecture's cache can be shared. It is tried on made-up prompts, never on the data, so that a
-        resumed run decides as the first did."""
+        """Whether the cache can be shared, tried on made-up prompts and never on data, so that a resumed run agrees."""
         size = self._model.get_input_embeddings().weight.shape[0]
         ids = [(7 * n + 3) % size for n in range(24)]
         prefix = tuple(ids[: min(12, self.max_length // 2)])

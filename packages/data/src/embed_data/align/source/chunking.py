@@ -48,8 +48,7 @@ def chunk(
 
 
 def windows(count: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """First and last index of windows of ``size`` over ``count`` things; the last window ends with the last thing, and
-    none lies inside another."""
+    """Index ranges of windows of ``size`` over ``count`` things; the last one ends with them, none is in another."""
     found: list[tuple[int, int]] = []
     for first in range(0, count, size - overlap):
         found.append((first, min(first + size, count) - 1))

@@ -129,10 +129,9 @@ def _filled(faiss: Any, factory: str, shards: Shards, minable: int, progress: Pr
             step = max(1, count * SHARD // 262_144)
             index.train(np.concatenate([vectors(number) for number in range(0, count, step)]))
     except RuntimeError as error:
-        reason = one_line(error)
         raise ConfigError(
             f"--faiss {factory!r}: faiss cannot build that over {minable} vectors of {first.shape[1]} "
-            f"({reason[-120:]}): try Flat, or IVF with fewer lists"
+            f"({one_line(error)[-120:]}): try Flat, or IVF with fewer lists"
         ) from None
     with progress.stage("indexing documents", minable) as advance:
         for number in range(count):
