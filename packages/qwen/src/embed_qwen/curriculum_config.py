@@ -107,7 +107,7 @@ class StageConfig(Section):
     """Hard negatives drawn per row; `in-batch` or 0 = none; None = 20 where there is a band or `remine`, else as
     `data` draws."""
     hard_negatives: Literal["own", "batch"] | None = None
-    """Hard negatives of a query, for losses with that option: its own or all of the batch; None = as in the run's loss."""
+    """Hard negatives of a query, for losses with that option: its own or all of the batch; None = as in the loss."""
     loss: dict[str, Any] = Field(default_factory=dict)
     """Laid over the run's `loss`: {temperature: 0.01}, or another loss with its `kind`."""
     epochs: float | None = Field(default=None, gt=0)

@@ -28,7 +28,7 @@ def dense(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def groups(query_BD: Tensor, passage_PD: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Each query before its passages, ``[B+P, D]``, and ``[P]`` labels, 1 at positives: there ms-swift begins a group."""
+    """Each query before its passages, ``[B+P, D]``, and ``[P]`` labels: 1 at positives, where groups begin."""
     B, P = query_BD.shape[0], passage_PD.shape[0]
     row_P = contrastive.rows_of(targets.groups_B1, P)
     order_M = torch.empty(B + P, dtype=torch.int64, device=query_BD.device)
