@@ -200,6 +200,7 @@ def add_plugin_commands(arguments: list[str]) -> None:
     if (words and words[0] in BUILT_IN) or arguments[:1] == ["--version"]:
         return
     from embed_core.plugin import manager as core
+    from embed_core.utils.messages import one_line
 
     for plugin in core.discover().values():
         try:
@@ -208,7 +209,7 @@ def add_plugin_commands(arguments: list[str]) -> None:
             if getattr(hook, "embed_impl", None) is not None:
                 hook(app)
         except Exception as error:
-            cause = " ".join(str(error).split()) or type(error).__name__
+            cause = one_line(error) or type(error).__name__
             print(f"warning: commands of plugin {plugin.name!r} are missing: {cause}", file=sys.stderr)
 
 

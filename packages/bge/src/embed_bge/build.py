@@ -1,4 +1,4 @@
-"""From a config to a model: load the encoder and the heads of a directory, or draw them at random."""
+"""Builds a model from a config: loads the encoder and the heads of a directory, or draws them at random."""
 
 from __future__ import annotations
 
@@ -21,10 +21,11 @@ from embed_core.models.from_scratch.encoder import seeded, xlm_roberta
 from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.protocols import Announce
+from embed_core.utils.messages import one_line
 
 HEADS = ("colbert_linear", "sparse_linear")
 FACTS_FILE = "bge_m3.json"
-"""What the family's own files do not say: the width of the heads, the pooling, the instructions."""
+"""File of what the family's own files do not say: the width of the heads, the pooling, the instructions."""
 
 
 def build_model(config: BGEM3ModelConfig, context: BuildContext) -> BGEM3Model:
@@ -70,7 +71,7 @@ def load_parts(config: BGEM3ModelConfig, seed: int, announce: Announce) -> tuple
 
 
 def _note_differences(config: BGEM3ModelConfig, directory: Path, announce: Announce) -> None:
-    """A model trained with one pooling and used with another is silently worse: say so."""
+    """Announces settings that differ from the saved ones: a model used with another pooling is silently worse."""
     path = directory / FACTS_FILE
     if not path.is_file():
         return
@@ -113,7 +114,7 @@ def _head_state(path: Path) -> dict[str, torch.Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
     except Exception as error:  # UnpicklingError, RuntimeError, EOFError
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise CheckpointError(f"head {path} cannot be read ({type(error).__name__}: {reason}): copy it again") from None
     tensors = isinstance(state, dict) and all(isinstance(state.get(key), torch.Tensor) for key in ("weight", "bias"))
     if not tensors or state["weight"].dim() != 2:

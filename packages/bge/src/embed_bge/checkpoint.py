@@ -1,4 +1,4 @@
-"""BGE-M3's checkpoint: a transformers directory, sentence-transformers' module files, and the two heads."""
+"""Exports BGE-M3: a transformers directory, sentence-transformers' module files, and the two heads."""
 
 from __future__ import annotations
 

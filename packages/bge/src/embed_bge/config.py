@@ -1,4 +1,4 @@
-"""The model and the checkpoint of BGE-M3 as components."""
+"""Configs of BGE-M3's model and checkpoint."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ class BGEM3ModelConfig(ModelConfig):
     from_scratch: EncoderShape = EncoderShape()
     """Size of a ``from-scratch`` encoder; a model that is loaded has its own."""
     unified_finetuning: bool = True
-    """Whether there are lexical and multi-vector heads besides the dense vector."""
+    """Whether the model has lexical and multi-vector heads besides the dense vector."""
     colbert_dim: int = -1
     """Width of the multi-vectors; -1 = that of the heads saved with the model, else the encoder's hidden size."""
     fix_encoder: bool = False
@@ -47,13 +47,13 @@ class BGEM3ModelConfig(ModelConfig):
     pad_to_multiple_of: int | None = Field(default=None, gt=0)
     """Pad chunks to a multiple of so many tokens, 8 suits tensor cores; None = to the longest text."""
     query_instruction_for_retrieval: str | None = None
-    """Put before every query whose row has no prompt of its own."""
+    """The instruction before every query whose row has no prompt of its own."""
     query_instruction_format: str = "{}{}"
-    """How instruction and query join: the first place is the instruction's, the second the text's."""
+    """How instruction and query are joined: the first placeholder is the instruction, the second the text."""
     passage_instruction_for_retrieval: str | None = None
-    """Put before every passage whose row has no prompt of its own."""
+    """The instruction before every passage whose row has no prompt of its own."""
     passage_instruction_format: str = "{}{}"
-    """How instruction and passage join."""
+    """How instruction and passage are joined."""
     gradient_checkpointing: bool = False
     """The former name of ``engine.gradient_checkpointing``; it still acts, with a line that names the new one."""
 

@@ -13,7 +13,7 @@ BY_MODEL: Mapping[str, tuple[Any, Any]] = {
     "passage_max_len": (192, 128),
     "sentence_pooling_method": ("mean", "cls"),
 }
-"""Key → value from scratch, value for a model that is loaded.
+"""Key → value for a from-scratch model, value for a loaded model.
 
 A small random encoder takes large steps, batches large enough to give every query many negatives, and the mean of all
 tokens, because the state of its first token says next to nothing of the others. A model that is loaded has

@@ -29,12 +29,12 @@ KINDS = ("dense", "sparse", "multi")
 
 
 class _View(NamedTuple):
-    """What every term needs to know of the batch besides its scores."""
+    """What every term needs from the batch besides its scores."""
 
     own_B: Tensor
     """Column of each row's positive."""
     mask_BP: Tensor
-    """Columns that are not in a row's softmax."""
+    """Columns that are left out of a row's softmax."""
     own_BP: Tensor
     """Columns of the row's own group."""
     table: GroupTable
@@ -77,8 +77,8 @@ class BGEUnifiedLoss(nn.Module):
     def with_other_dense(
         self, batch: Batch, targets: Targets, others: Sequence[tuple[Tensor, Tensor]]
     ) -> tuple[LossOutput, list[Tensor]]:
-        """See :class:`embed_core.protocols.TakesOtherDense`: of ``others`` the dense, the ensemble and the dense
-        self-distillation term. The batch's own scores teach it and decide what is masked."""
+        """See :class:`embed_core.protocols.TakesOtherDense`: ``others`` get the dense, the ensemble and the dense
+        self-distillation term. The batch's own scores teach them and decide what is masked."""
         logits = self._logits(batch)
         view, masked = self._view(logits, targets)
         terms = {kind: self._term(logits[kind], view) for kind in self._trained()}
@@ -104,7 +104,7 @@ class BGEUnifiedLoss(nn.Module):
     def _dense_terms(
         self, query_BD: Tensor, passage_PD: Tensor, logits: dict[str, Tensor], view: _View, step: int
     ) -> Tensor:
-        """The terms that dense vectors take part in, with these in place of the batch's, the other scores as given."""
+        """The terms that use dense vectors, with these in place of the batch's and the other scores as given."""
         changed = {"dense": query_BD @ passage_PD.T / self.config.temperature}
         if "ensemble" in logits and self.ensemble["dense"]:
             changed["ensemble"] = combine(logits | changed, self.ensemble)
@@ -168,7 +168,7 @@ class BGEUnifiedLoss(nn.Module):
         return torch.where(judged.covered, taught_B, loss_B).mean()
 
     def _self_distill(self, logits: dict[str, Tensor], mask_BP: Tensor, kinds: Sequence[str] = KINDS) -> Tensor:
-        """``Σ_kind w · KD_kind / 3`` against the ensemble, without gradient to the latter."""
+        """``Σ_kind w · KD_kind / 3`` against the ensemble, which gets no gradient."""
         target_BP = contrastive.masked_logits(logits["ensemble"].detach(), mask_BP).softmax(-1)
         terms = [
             weight * contrastive.soft_cross_entropy(logits[kind], mask_BP, target_BP).mean()

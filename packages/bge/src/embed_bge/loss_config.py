@@ -47,7 +47,7 @@ class BGEUnifiedConfig(LossConfig):
 
     kind: Literal["bge-unified"] = "bge-unified"
     temperature: float = Field(default=0.02, gt=0)
-    """Every score is divided by it; the ensemble adds up scores so divided."""
+    """Every score is divided by it; the ensemble adds up the divided scores."""
     unified_finetuning: bool = True
     """False trains the dense vectors alone; the weights and self-distillation then mean nothing."""
     weights: TermWeights = TermWeights()
@@ -56,7 +56,7 @@ class BGEUnifiedConfig(LossConfig):
     """The ensemble teaches each kind: the loss becomes its mean with the self-distillation terms."""
     self_distill_weights: SelfDistillWeights = SelfDistillWeights()
     self_distill_start_step: int = Field(default=-1, ge=-1)
-    """Self-distillation starts after so many + 1 optimizer steps: -1 from the first step, as FlagEmbedding counts."""
+    """Self-distillation starts after this many + 1 optimizer steps: -1 from the first step, as in FlagEmbedding."""
     knowledge_distillation: bool = False
     """Learn from the data's teacher scores (``pos_scores``, ``neg_scores``); rows without them keep the plain loss."""
     kd_loss_type: Literal["kl_div", "m3_kd_loss"] = "kl_div"

@@ -37,9 +37,9 @@ DENSE_SCORES: Mapping[str, ScoreWeights] = {"dense": {"dense": 1.0}}
 class BGEM3Model(TokenizesTexts, nn.Module):
     """An encoder with a dense, a lexical and a multi-vector head.
 
-    ``BGEM3Model("BAAI/bge-m3", unified_finetuning=True)`` loads a model of the hub or a directory, heads included
-    where it has them; the keyword options are the fields of
-    :class:`~embed_bge.config.BGEM3ModelConfig`. Raises CheckpointError for a model that cannot be loaded.
+    ``BGEM3Model("BAAI/bge-m3", unified_finetuning=True)`` loads a model of the hub or a directory, with its heads if it
+    has them; the keyword options are the fields of :class:`~embed_bge.config.BGEM3ModelConfig`. Raises CheckpointError
+    for a model that cannot be loaded.
     """
 
     encoder: Any
@@ -58,7 +58,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
     def from_parts(
         cls, config: BGEM3ModelConfig, encoder: Any, tokenizer: Any, heads: Mapping[str, nn.Linear]
     ) -> BGEM3Model:
-        """The model around an encoder that is already there; ``heads`` as :func:`embed_bge.build.load_parts` says."""
+        """The model around an existing encoder; ``heads`` are as :func:`embed_bge.build.load_parts` returns them."""
         model = cls.__new__(cls)
         nn.Module.__init__(model)
         model._assemble(config, encoder, tokenizer, heads)
@@ -71,7 +71,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
         self.configure(config, tokenizer)
 
     def configure(self, config: BGEM3ModelConfig, tokenizer: Any = None) -> None:
-        """Take over everything of ``config`` that is no weight: lengths, prompts, pooling, what is frozen.
+        """Apply everything of ``config`` that is not a weight: lengths, prompts, pooling, what is frozen.
 
         Raises ConfigError where ``config`` asks for heads that this model lacks or for longer texts than it allows,
         CheckpointError for a tokenizer with more ids than the encoder.
@@ -105,7 +105,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
         for head in (self.colbert_linear, self.sparse_linear):
             if head is not None:
                 head.requires_grad_(self.config.unified_finetuning)
-        # The pooler is kept for the checkpoint's sake; no embedding reads it, so it can have no gradient.
+        # The pooler is kept for the checkpoint. No embedding reads it, so it gets no gradient.
         if getattr(self.encoder, "pooler", None) is not None:
             self.encoder.pooler.requires_grad_(False)
 
@@ -113,7 +113,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
         """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.text.varlen` →
         dense [N,D], lexical weights and multi-vectors.
 
-        Vectors are fp32 or wider whatever the weights' precision. Which of the two, and padding, change nothing.
+        Vectors are fp32 or wider whatever the weights' precision. The form and padding change nothing.
         """
         tokens = chunk_tokens(input_ids, attention_mask, **pack)
         states_XYD = tokens.states(self.encoder)
@@ -128,7 +128,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
         assert self.sparse_linear is not None
         ids_XY = tokens.input_ids
         keep_XY = tokens.real_XY & ~torch.isin(ids_XY, ids_XY.new_tensor(self._special_ids))
-        # The head before the mask, here and below: a CPU compiles a bf16 product anew for every number of tokens.
+        # The head before the mask, here and below: a CPU compiles a bf16 product again for every number of tokens.
         weights_S = at_least_float32(torch.relu(self.sparse_linear(states_XYD).squeeze(-1)[keep_XY]))
         stride = int(self.encoder.config.vocab_size)
         # (text, id) as one number: sorted unique numbers are grouped by text.
@@ -151,7 +151,7 @@ class BGEM3Model(TokenizesTexts, nn.Module):
 
     @property
     def max_length(self) -> int:
-        """Tokens at which clients of the exported model truncate: what the tokenizer says, never less than trained."""
+        """Tokens at which clients of the exported model truncate: the tokenizer's limit, at least the trained one."""
         trained = max(self.config.query_max_len, self.config.passage_max_len)
         return min(max(int(self.tokenizer.model_max_length), trained), positions(self.encoder) or trained)
 

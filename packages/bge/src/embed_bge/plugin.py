@@ -11,7 +11,7 @@ from embed_core.plugin.hookspecs import hookimpl
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kind is embed-data's."""
 EMBED_USES = ("distill", "mrl")
-"""Plugins whose add-ons this one's recipe takes, where they are installed: a teacher, and Matryoshka."""
+"""Plugins whose add-ons this recipe takes if they are installed: a teacher, and Matryoshka."""
 
 
 @hookimpl
@@ -40,7 +40,7 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``bge``, what ``embed run --plugin bge`` runs."""
+    """``bge``, the recipe of ``embed run --plugin bge``."""
     from embed_bge.recipe import BGERecipe
 
     return [BGERecipe]

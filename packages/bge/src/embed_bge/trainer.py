@@ -28,7 +28,7 @@ class BGETrainer(BaseRetrieverTrainer):
         if not isinstance(model, BGEM3Model):
             return
         if "model_name_or_path" not in self.config.model_fields_set:
-            # The defaults of the learning rate and the like are those of the model that is trained.
+            # Defaults such as the learning rate are those of the model that is trained.
             self.config = self.config.model_copy(update={"model_name_or_path": model.config.name_or_path})
         model.configure(_merged(model.config, self.config), tokenizer)
 

@@ -39,7 +39,7 @@ def inspect(
     max_length: MaxLength = None,
     json_: Json = False,
 ) -> None:
-    """Format, columns, lengths, duplicates, empty and over-long texts, leaks into evaluation data."""
+    """Show format, columns, lengths, duplicates, empty and over-long texts, leaks into evaluation data."""
     from dataclasses import asdict
 
     from embed_data.formats.options import file_fields
@@ -102,7 +102,7 @@ def _mix_config(path: Path, options: dict[str, Any], context: BuildContext) -> M
 
 
 def _context(seed: int = 42, *, quiet: bool = False) -> BuildContext:
-    """Every installed plugin's kinds are known that works: a mix may name any."""
+    """A context that knows the kinds of every installed plugin that works, because a mix may name any."""
     import sys
 
     from embed_core.config.context import BuildContext

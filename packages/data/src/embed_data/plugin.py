@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from embed_core.config.recipe import Recipe
 
 EMBED_USES = ("mrl", "distill")
-"""Plugins whose add-ons this one's recipe takes, where they are installed: Matryoshka, and a teacher."""
+"""Plugins whose add-ons this recipe takes if they are installed: Matryoshka, and a teacher."""
 
 
 @hookimpl
@@ -38,7 +38,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``data``, what ``embed run --plugin data`` runs."""
+    """``data``, the recipe of ``embed run --plugin data``."""
     from embed_data.recipe import DataRecipe
 
     return [DataRecipe]

@@ -1,4 +1,4 @@
-"""The add-on ``matryoshka``: vectors that may be cut, in any run."""
+"""The add-on ``matryoshka``: trains vectors that may be cut, in any run."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from embed_mrl.dims import checked, checked_choice, checked_count, checked_weigh
 MATRYOSHKA = "matryoshka"
 BY_SOURCE = "by-source"
 SAVED_WHEN = ("every_steps", "every_minutes", "keep_last")
-"""Keys of a checkpoint that stay outside, where a layout is wrapped in another one."""
+"""Keys of a checkpoint that stay on the outer one when a layout is wrapped."""
 
 
 class MatryoshkaKeys(Section):
-    """The keys: of recipe ``mrl`` its own, and of the add-on in any other recipe."""
+    """The keys of recipe ``mrl``, and of the add-on in any other recipe."""
 
     use_mrl: bool = False
-    """Train the vector to be cut (Matryoshka), at its halves unless ``mrl_dims`` names dimensions. Always so in recipe
-    ``mrl``, and where ``mrl_dims`` is set."""
+    """Train vectors that may be cut (Matryoshka), to their halves unless ``mrl_dims`` names dimensions. Always on in
+    recipe ``mrl``, and where ``mrl_dims`` is set."""
     mrl_dims: tuple[int, ...] | None = None
     """Dimensions that are trained, the full one besides; a ``from-scratch`` model is as wide as the largest. None =
     where ``use_mrl`` is on, the full one and its halves, at most four, from 16."""

@@ -1,4 +1,4 @@
-"""Another layout's files, and in them to what dimensions the vectors may be cut."""
+"""Adds to another layout's files the dimensions to which the vectors may be cut."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 SENTENCE_TRANSFORMERS = "config_sentence_transformers.json"
 _WIDTHS = ("out_features", "embedding_dimension", "word_embedding_dimension")
-"""Where modules that follow the encoder say how wide what they give is; the pooling has had two names for it."""
+"""Keys by which modules behind the encoder state their output width; the pooling has had two names for it."""
 _USE = """\
 from sentence_transformers import SentenceTransformer
 
@@ -31,9 +31,9 @@ vectors = model.encode(["a passage"], prompt_name="document", normalize_embeddin
 
 
 class MatryoshkaCheckpointer:
-    """What the inner checkpointer writes, and besides:
+    """Writes what the inner checkpointer writes, and besides:
 
-    * ``config.json``: ``matryoshka_dimensions``, by which vLLM lets its clients choose;
+    * ``config.json``: ``matryoshka_dimensions``, from which vLLM lets its clients choose;
     * ``config_sentence_transformers.json``: ``truncate_dim``, where it is set;
     * ``README.md``: a section with the dimensions, how to use them, and the last evaluation's table and plot.
     """
@@ -55,7 +55,7 @@ class MatryoshkaCheckpointer:
             readme.write("\n" + _section(dims, self.config.truncate_dim, directory, card))
 
     def _dims(self, directory: Path) -> tuple[int, ...]:
-        """Largest first; as configured where the layout does not say how wide its vectors are."""
+        """Dimensions, largest first; as configured where the layout does not say how wide its vectors are."""
         width = _width(directory)
         if width is None:
             return tuple(sorted(self.config.dims or (), reverse=True))
@@ -91,7 +91,7 @@ def _width(directory: Path) -> int | None:
 
 
 def _section(dims: tuple[int, ...], truncate_dim: int | None, directory: Path, card: RunCard) -> str:
-    """Markdown."""
+    """The section as Markdown."""
     named = ", ".join(map(str, dims)) or "those of the training config"
     parts = [
         "## Dimensions",

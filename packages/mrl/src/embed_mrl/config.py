@@ -1,4 +1,4 @@
-"""The loss, the evaluator and the checkpoint of embed-mrl."""
+"""Configs of the loss, the evaluator and the checkpoint."""
 
 from __future__ import annotations
 
@@ -32,10 +32,10 @@ class MatryoshkaConfig(LossConfig):
     dims: tuple[int, ...] | None = None
     """The dimensions; the full one is always trained too. None = the full one and its halves, at most four, from 16."""
     weights: tuple[float, ...] | None = None
-    """What the losses are multiplied by, one for each of ``dims``; None = 1 each. The full dimension, where ``dims``
-    does not list it, has 1."""
+    """Factors of the losses, one for each of ``dims``; None = 1 each. The full dimension, where ``dims`` does not list
+    it, has 1."""
     n_dims_per_step: int = Field(default=-1, ge=-1)
-    """Dimensions trained in one step: the full one, and others drawn anew in each. -1 = all of them in every step."""
+    """Dimensions trained per step: the full one, and others drawn for each step. -1 = all of them in every step."""
 
     @field_validator("dims")
     @classmethod
@@ -82,7 +82,7 @@ class DimensionsEvaluatorConfig(RetrievalEvaluatorConfig):
     """``int8``: documents in 256 steps between the smallest and the largest value of each dimension; queries stay
     fp32. ``binary``: the signs; documents are found by Hamming distance and ordered by the fp32 query."""
     rescore_multiplier: int = Field(default=4, ge=1)
-    """``binary`` finds so many times the documents that are kept, to order them by the fp32 query."""
+    """``binary`` finds this many times the documents that are kept, and orders them by the fp32 query."""
 
     @field_validator("dims")
     @classmethod
@@ -113,13 +113,13 @@ class DimensionsEvaluatorConfig(RetrievalEvaluatorConfig):
 
 
 class MatryoshkaCheckpointConfig(CheckpointConfig):
-    """Another layout, whose files also say to what dimensions the vectors may be cut."""
+    """Another layout, whose files also name the dimensions to which the vectors may be cut."""
 
     kind: Literal["matryoshka"] = "matryoshka"
     inner: CheckpointConfig = TransformersCheckpointConfig()
     """The layout, of any kind."""
     dims: tuple[int, ...] | None = None
-    """Dimensions to name, as the loss's; None = the full one and its halves, at most four, from 16."""
+    """Dimensions to name, as in the loss; None = the full one and its halves, at most four, from 16."""
     truncate_dim: int | None = Field(default=None, gt=0)
     """Dimensions that sentence-transformers cuts to unless told otherwise; None = it does not cut."""
 
@@ -139,7 +139,7 @@ class MatryoshkaCheckpointConfig(CheckpointConfig):
         if isinstance(inner, MatryoshkaCheckpointConfig):
             raise ValueError("kind 'matryoshka' inside kind 'matryoshka': one of them is enough")
         for name, field in CheckpointConfig.model_fields.items():
-            # A resolved config has every default written out: only another value was meant by somebody.
+            # A resolved config has every default written out, so only another value was set by somebody.
             if name != "kind" and getattr(inner, name) != field.default:
                 raise ValueError(f"{name} has no effect here: say when to save beside `inner`, not inside")
         return inner

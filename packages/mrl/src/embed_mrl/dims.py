@@ -1,4 +1,4 @@
-"""Which dimensions: those asked for, or by halving; always with the full one."""
+"""Chooses the dimensions: those asked for, or by halving; always with the full one."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from embed_core.errors import ConfigError
 
 SMALLEST = 16
 STEPS = 4
-"""Halvings at most."""
+"""The most halvings."""
 
 
 def halvings(width: int) -> tuple[int, ...]:

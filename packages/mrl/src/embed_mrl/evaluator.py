@@ -1,10 +1,10 @@
-"""Exact retrieval at every dimension and precision, from one encoding of queries and documents.
+"""Evaluates exact retrieval at every dimension and precision, from one encoding of queries and documents.
 
 As in :class:`embed_core.evaluation.retrieval.RetrievalEvaluator`, whose data, tiles and measures these are, the
 documents are dealt out to the ranks and every rank encodes all queries. Here a rank keeps its documents' vectors, since
 int8 is calibrated on all of them before any is scored.
 
-Suffixes: Q queries, N documents of this rank, K documents kept per query, D values of a vector, d of a cut one.
+Shape suffixes: Q queries, N documents of this rank, K documents kept per query, D values of a vector, d of a cut one.
 """
 
 from __future__ import annotations
@@ -31,16 +31,16 @@ if TYPE_CHECKING:
 DOCUMENT_BLOCK = 4096
 """Documents scored at a time: with :data:`~embed_core.evaluation.retrieval.QUERY_BLOCK` it bounds the score matrix."""
 RESCORED_ELEMENTS = 1 << 22
-"""Values of candidates that are looked at together."""
+"""Values of candidates that are rescored together."""
 
 
 class Vectors(NamedTuple):
-    """What is searched."""
+    """The vectors that are searched."""
 
     query_QD: Tensor
     document_ND: Tensor
     position_N: Tensor
-    """int64 place of each document in the corpus."""
+    """int64 position of each document in the corpus."""
 
     def cut(self, dim: int) -> Vectors:
         """The first ``dim`` values, at unit length."""
@@ -49,7 +49,7 @@ class Vectors(NamedTuple):
 
 
 class DimensionsEvaluator(RetrievalEvaluator):
-    """``dense@{dimension}/{precision}/{measure}``: what is left of the quality when vectors are cut and rounded."""
+    """``dense@{dimension}/{precision}/{measure}``: the quality that is left when vectors are cut and rounded."""
 
     def __init__(self, config: DimensionsEvaluatorConfig, data: RetrievalSet, announce: Announce) -> None:
         super().__init__(config, data, announce)
@@ -57,7 +57,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
         self._candidates = config.rescore_multiplier * self.depth
 
     def evaluate(self, encoder: Encoder) -> Mapping[str, float]:
-        """Metrics, equal on every rank. Raises ConfigError for a model without dense vectors or enough dimensions."""
+        """The metrics, the same on every rank. Raises ConfigError for a model without, or with too few, dimensions."""
         vectors = self._encode(encoder)
         tops: dict[str, Tensor] = {}
         for dim in resolved(self._dims, vectors.query_QD.shape[1], f"evaluation {self.name!r}: dims"):
@@ -65,7 +65,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
             for precision in self._precisions:
                 tops[f"dense@{dim}/{precision}"] = self._top(cut, precision, encoder).cpu()
         everyone = encoder.gather(tops)
-        # One rank computes and all take its figures, as the core's evaluator does.
+        # One rank computes the metrics and all use them, as in the core's evaluator.
         metrics: Mapping[str, float] = encoder.gather(self._metrics(everyone) if encoder.rank == 0 else None)[0]
         return metrics
 
@@ -81,7 +81,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
         return Vectors(query_QD, torch.cat(documents), position_N)
 
     def _top(self, vectors: Vectors, precision: str, encoder: Encoder) -> Tensor:
-        """Keys ``[Q, K]`` of this rank's documents."""
+        """Keys ``[Q, K]`` of the best among this rank's documents."""
         if precision == "binary":
             return self._top_binary(vectors, encoder)
         document_Nd = vectors.document_ND
@@ -108,7 +108,7 @@ class DimensionsEvaluator(RetrievalEvaluator):
         """``[Q, C]`` rows of the candidates among this rank's documents, −1 for those of other ranks."""
         row_of = torch.full((len(self._ids) + 1,), -1, dtype=torch.int64)
         row_of[position_N.cpu()] = torch.arange(position_N.shape[0])
-        # A query with fewer candidates is filled up with a place that no document has.
+        # Queries with fewer candidates are filled up with a position that no document has.
         width = keys_QC.shape[1]
         places = [(unpack(keys_C) + [len(self._ids)] * width)[:width] for keys_C in keys_QC]
         return row_of[torch.tensor(places, dtype=torch.int64)].to(position_N.device)
@@ -136,7 +136,7 @@ def _blocks(vectors: Vectors) -> Iterator[tuple[int, Tensor, slice]]:
 
 
 def _ranges(vectors: Vectors, encoder: Encoder) -> Ranges:
-    """Over the documents of all ranks: at least one rank has some."""
+    """The ranges of values over the documents of all ranks, at least one of which has some."""
     document_Nd = vectors.document_ND
     own = (document_Nd.amin(0).cpu(), document_Nd.amax(0).cpu()) if document_Nd.shape[0] else None
     found: Sequence[tuple[Tensor, Tensor]] = [pair for pair in encoder.gather(own) if pair is not None]

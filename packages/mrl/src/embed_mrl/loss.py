@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from embed_mrl.config import MatryoshkaConfig
 
 _SEED_TAG = 0x4D524C
-"""Keeps the draw of dimensions apart from what else is drawn from (seed, step)."""
+"""Separates the draw of dimensions from other draws by (seed, step)."""
 
 
 class MatryoshkaLoss(nn.Module):

@@ -1,4 +1,4 @@
-"""Quality against bytes per vector, a curve per precision."""
+"""Plots quality against bytes per vector, one curve per precision."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ MARKERS = {"fp32": "o", "int8": "s", "binary": "^"}
 
 def draw(tables: Mapping[str, list[Point]], path: Path) -> None:
     """Write a PNG with one panel per evaluator, of its first measure. Needs matplotlib; no display."""
-    # The object interface: pyplot would choose a backend for the whole process.
+    # The object interface is used because pyplot would choose a backend for the whole process.
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(6.4 * len(tables), 4.2), layout="constrained")

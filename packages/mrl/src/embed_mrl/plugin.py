@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kind is embed-data's."""
 EMBED_USES = ("distill",)
-"""The plugin whose add-on this one's recipe takes, where it is installed: a teacher."""
+"""The plugin whose add-on this recipe takes if it is installed: a teacher."""
 
 
 @hookimpl
@@ -37,7 +37,7 @@ def embed_register_evaluators() -> Sequence[type[EvaluatorConfig]]:
 
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
-    """``matryoshka``: another layout, which also says to what dimensions its vectors may be cut."""
+    """``matryoshka``: another layout that also names the dimensions to which its vectors may be cut."""
     from embed_mrl.config import MatryoshkaCheckpointConfig
 
     return [MatryoshkaCheckpointConfig]
@@ -53,7 +53,7 @@ def embed_register_addons() -> Sequence[type[AddOn]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``mrl``, what ``embed run --plugin mrl`` runs."""
+    """``mrl``, the recipe of ``embed run --plugin mrl``."""
     from embed_mrl.recipe import MRLRecipe
 
     return [MRLRecipe]
@@ -61,7 +61,7 @@ def embed_register_recipes() -> Sequence[type[Recipe]]:
 
 @hookimpl(trylast=True)
 def embed_run_ended(event: RunEvent) -> None:
-    """Size against quality, where it was measured: a table after the display's own, a file, a plot."""
+    """Reports size against quality, if it was measured: a table after the display's own, a file, a plot."""
     from embed_mrl.report import report
 
     if event.rank == 0 and event.error is None:

@@ -19,9 +19,9 @@ from embed_core.losses.tiled_cross_entropy import fits_in_a_tile
 from embed_core.types import Batch, LossOutput, Targets
 
 LEAST_SAVED = 64
-"""Values per vector that products are spared, divided by the dimensions, from which on this is used: below, scaling the
-tables costs as much. Measured on one core, 1,024 rows, five dimensions by halving, forward and backward: no gain at 128
-values, 1.2 times as fast at 768, 1.3 at 1,024."""
+"""Used where products save at least this many values per vector, divided by the number of dimensions: below, scaling
+the tables costs as much. Measured on one core, 1,024 rows, five dimensions by halving, forward and backward: no gain at
+128 values, 1.2 times as fast at 768, 1.3 at 1,024."""
 _SHORTEST = 1e-12
 """Shorter vectors are divided by this, as :func:`torch.nn.functional.normalize` does."""
 
@@ -45,7 +45,7 @@ def serves(inner: Any, batch: Batch, targets: Targets, dims: Sequence[int]) -> b
 def outputs(
     inner: InfoNCE, batch: Batch, views: Sequence[Batch], targets: Targets, dims: Sequence[int]
 ) -> list[LossOutput]:
-    """``inner`` of each of ``views``, which are ``batch`` cut to each of ``dims``."""
+    """The results of ``inner`` for each of ``views``, which are ``batch`` cut to each of ``dims``."""
     query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
     assert query_BD is not None
     assert passage_PD is not None
@@ -102,7 +102,7 @@ class _Cosines(torch.autograd.Function):
 
 
 def _inverse_lengths(vectors_ND: Tensor, ascending: Sequence[int]) -> list[Tensor]:
-    """``[N]`` for each dimension."""
+    """The inverse lengths, ``[N]``, for each dimension."""
     return [vectors_ND[:, :dim].norm(dim=-1).clamp(min=_SHORTEST).reciprocal() for dim in ascending]
 
 

@@ -1,6 +1,6 @@
 """Vectors in fewer bits, as sentence-transformers' ``quantize_embeddings`` makes them and its search undoes them.
 
-Suffixes of :mod:`embed_core.types`; d counts the values of a cut vector.
+Shape suffixes are those of :mod:`embed_core.types`; d counts the values of a cut vector.
 """
 
 from __future__ import annotations
@@ -29,10 +29,10 @@ def int8_values(vectors_Nd: Tensor, ranges: Ranges) -> Tensor:
 
 
 def bits(vectors_Nd: Tensor) -> Tensor:
-    """1 where a value is above 0, else 0, in the vectors' own type."""
+    """1 where a value is above 0, else 0, in the vectors' own dtype."""
     return (vectors_Nd > 0).to(vectors_Nd.dtype)
 
 
 def hamming(bits_Nd: Tensor, bits_Md: Tensor) -> Tensor:
-    """``[N, M]`` numbers of places that differ, exact in fp32 up to 2²⁴ of them."""
+    """``[N, M]`` numbers of positions that differ, exact in fp32 up to 2²⁴ of them."""
     return bits_Nd.sum(-1, keepdim=True) + bits_Md.sum(-1) - 2 * (bits_Nd @ bits_Md.T)

@@ -1,4 +1,4 @@
-"""Size against quality as tables: read off a run's metrics, for the terminal, for files and for the model card."""
+"""Makes tables of size against quality from a run's metrics, for the terminal, for files and for the model card."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embed_core.events import RunEvent
 
 TABLE, PLOT = "dimensions.md", "dimensions.png"
-"""What a run's output directory holds besides."""
+"""Files that are added to a run's output directory."""
 _METRIC = re.compile(r"(?P<evaluator>[^/]+)/dense@(?P<dim>\d+)/(?P<precision>[^/]+)/(?P<measure>.+)")
 
 
@@ -31,7 +31,7 @@ class Point:
 
 
 def points(metrics: Mapping[str, float]) -> dict[str, list[Point]]:
-    """Evaluator → its points in the order of the metrics, of those that kind ``dimensions`` gave; empty without any."""
+    """Evaluator → its points in the order of the metrics, for evaluators of kind ``dimensions``; empty without any."""
     found: dict[str, dict[tuple[int, str], dict[str, float]]] = {}
     for name, value in metrics.items():
         match = _METRIC.fullmatch(name)
@@ -80,7 +80,7 @@ def plain(of: list[Point]) -> list[str]:
 def report(event: RunEvent) -> None:
     """Print the tables of a run's last evaluation and write them, and the plot, into its output directory.
 
-    A file that cannot be written is said so: the run itself has succeeded.
+    A file that cannot be written is only reported, because the run itself has succeeded.
     """
     tables = last(event.evaluations)
     for evaluator, of in tables.items():
@@ -96,7 +96,7 @@ def report(event: RunEvent) -> None:
 
 
 def drawn(tables: Mapping[str, list[Point]], directory: Path) -> str:
-    """Draw :data:`PLOT` into ``directory``; what was done, or what it takes."""
+    """Draw :data:`PLOT` into ``directory``; returns a line that says what was done, or what it takes."""
     try:
         import matplotlib  # noqa: F401
     except ImportError:

@@ -13,7 +13,7 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    """Import on first use: the plugin must load without torch."""
+    """Import on first use, because the plugin must load without torch."""
     if name == "QwenTrainerConfig":
         from embed_qwen.recipe import QwenRecipe
 

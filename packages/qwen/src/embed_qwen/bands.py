@@ -1,4 +1,4 @@
-"""Rows whose negatives are those within a band of difficulty."""
+"""Rows with only those negatives that lie within a band of difficulty."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ ROWS_IN_MEMORY = 2048
 
 
 def banded(config: BandedConfig, context: BuildContext) -> BandedRows:
-    """The dataset, its rows read once and counted. Raises ConfigError and DataError."""
+    """The dataset, after all its rows were read once and counted. Raises ConfigError and DataError."""
     who = f"{context.phase}, banded" if context.phase else "banded"
     if config.inner is not None:
         inner = config.inner.build(context)
@@ -33,26 +33,26 @@ def banded(config: BandedConfig, context: BuildContext) -> BandedRows:
         raise ConfigError("data.inner: outside of a phase `banded` needs the dataset whose rows it takes: set `inner`")
     rows = BandedRows(with_rows(inner, who), config)
     if config.negatives:
-        _tell(rows.count(), config, inner.name, context.announce, who)
+        _announce_count(rows.count(), config, inner.name, context.announce, who)
     if config.inner is not None and context.phase:
         _warn_of_evaluated(rows.inner, context, who)
     return rows
 
 
-def _tell(found: Count, config: BandedConfig, name: str, announce: Announce, who: str) -> None:
-    """How many rows have negatives in the band. Raises ConfigError where none has."""
+def _announce_count(found: Count, config: BandedConfig, name: str, announce: Announce, who: str) -> None:
+    """Announce how many rows have negatives in the band. Raises ConfigError where none has."""
     if found.rows > found.empty:
         announce(f"{who}: {found.told(config)}")
         return
     message = f"{who}: no row of {name} has a negative in the band ({config.words}): {found.about(config)}"
     if not config.waits():
         raise ConfigError(message)
-    # Stages of training lie behind: what they left is no reason to stop, and mining again would find the same.
+    # Stages of training lie behind: their result must not be lost, and mining again would find the same.
     announce(f"{message}; this stage learns from the batch alone")
 
 
 class BandedRows(ChangedRows):
-    """``inner`` with the negatives in the band; see :class:`embed_core.protocols.Dataset`."""
+    """``inner`` with only the negatives in the band; see :class:`embed_core.protocols.Dataset`."""
 
     def __init__(self, inner: HasRows, config: BandedConfig) -> None:
         super().__init__(inner, config.negatives)
@@ -61,7 +61,7 @@ class BandedRows(ChangedRows):
         self._cached = lru_cache(ROWS_IN_MEMORY)(self._changed)
 
     def row(self, row: int) -> Row:
-        """Row ``row``, its negatives those in the band, in their order."""
+        """Row ``row`` with only its negatives in the band, in their order."""
         return self._cached(row)
 
     def fingerprint(self) -> str:
@@ -70,7 +70,7 @@ class BandedRows(ChangedRows):
         return blake2b(f"{self.inner.fingerprint()}{own}".encode(), digest_size=16).hexdigest()
 
     def count(self) -> Count:
-        """Reads every row. Raises DataError for one without the scores that the band is of."""
+        """Reads and counts every row. Raises DataError for one without the scores that the band needs."""
         found = Count()
         for number in range(len(self)):
             whole = self.inner.row(number)
@@ -95,7 +95,7 @@ class BandedRows(ChangedRows):
         )
 
     def _kept(self, row: Row) -> tuple[list[int], int]:
-        """Indices of the negatives in the band; how many of those are positives of the same question elsewhere."""
+        """Indices of the negatives in the band without positives of the same question elsewhere; how many these are."""
         if not self.negatives:
             return [], 0
         inside = in_band(row, self._config)
@@ -104,12 +104,12 @@ class BandedRows(ChangedRows):
         return kept, len(inside) - len(kept)
 
     def _others(self, row: Row) -> frozenset[str]:
-        """Positives of the rows that ask the same, without the row's own."""
+        """Positives of other rows with the same question that are not the row's own."""
         every = self._asked_again.get(identity(row.query))
         return frozenset() if every is None else every.difference(row.pos)
 
     def _questions(self) -> dict[int, frozenset[str]]:
-        """All the positives of every question that several rows ask."""
+        """All positives of every question that several rows ask, by its identity."""
         found: defaultdict[int, set[str]] = defaultdict(set)
         times: defaultdict[int, int] = defaultdict(int)
         for number, _ in shared_ids(self.identity_blocks).rows():
@@ -122,7 +122,7 @@ class BandedRows(ChangedRows):
 
 @dataclass(slots=True)
 class Count:
-    """What is in the band."""
+    """Counts of what is in the band."""
 
     rows: int = 0
     empty: int = 0
@@ -133,20 +133,20 @@ class Count:
     known: int = 0
     """Negatives left out as positives of the same question in another row."""
     most: int = 0
-    """Negatives of the row that has most."""
+    """The most negatives that a row has."""
     lowest: float = float("inf")
     highest: float = float("-inf")
-    """The highest score of the negatives."""
+    """The highest of the negatives' scores."""
 
     def see(self, row: Row) -> None:
-        """What a message says of the data, where nothing is in the band."""
+        """Note what a message says of the data if nothing is in the band."""
         self.most = max(self.most, len(row.neg))
         if row.neg_scores:
             self.lowest = min(self.lowest, *row.neg_scores)
             self.highest = max(self.highest, *row.neg_scores)
 
     def told(self, config: DifficultyConfig) -> str:
-        """For the user, one line."""
+        """The counts as one line for the user."""
         full = self.rows - self.empty
         line = f"{config.words}: {full:,} of {self.rows:,} rows have {self.negatives / full:.1f} negatives on average"
         if self.empty:
@@ -156,7 +156,7 @@ class Count:
         return line
 
     def about(self, config: DifficultyConfig) -> str:
-        """What the rows have instead."""
+        """What the rows have instead, for the user."""
         if not self.most:
             return "none has any negative (`neg`): mine some with `embed mine`, or set `remine: true` after stage 1"
         scores = f", scored {self.lowest:g} to {self.highest:g}" if self.lowest <= self.highest else ""
@@ -178,7 +178,7 @@ def in_band(row: Row, difficulty: DifficultyConfig) -> list[int]:
 
 
 def _hardness(row: Row, difficulty: DifficultyConfig) -> list[float]:
-    """A number per negative, on the scale of the band."""
+    """The hardness of every negative, on the scale of the band."""
     count = len(row.neg)
     if difficulty.by == "rank":
         return [n + 1.0 for n in range(count)]
@@ -199,7 +199,7 @@ def _hardness(row: Row, difficulty: DifficultyConfig) -> list[float]:
 
 
 def _warn_of_evaluated(inner: HasRows, context: BuildContext, who: str) -> None:
-    """A stage's own file may hold what the run holds out: its figures would then say nothing."""
+    """Announce rows of a stage's own file that the run holds out for evaluation: its figures would say nothing."""
     held_out = context.dataset().held_out()
     if held_out is None:
         return

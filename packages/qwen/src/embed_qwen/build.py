@@ -1,4 +1,4 @@
-"""From the config to the model: a directory, or random weights and a tokenizer of the run's texts, through ms-swift."""
+"""Builds the model of a config through ms-swift: from a directory, or random with a tokenizer of the run's texts."""
 
 from __future__ import annotations
 
@@ -22,9 +22,9 @@ from embed_qwen.model_config import Qwen3EmbeddingConfig, Qwen3Shape
 from embed_qwen.prompts import WEB_SEARCH, instruction_of
 
 POSITIONS = 32_768
-"""Tokens that a from-scratch model has positions for; rotary positions have no weights."""
+"""Positions of a from-scratch model; rotary positions have no weights."""
 FEED_FORWARD_SCALE = 0.2
-"""What the output of a random feed-forward part is multiplied by."""
+"""Factor on the initial output weights of a random feed-forward part."""
 VERSION = "2"
 """Part of the key of from-scratch models: raise it when their weights change."""
 
@@ -40,14 +40,14 @@ def build_model(config: Qwen3EmbeddingConfig, context: BuildContext) -> Qwen3Emb
         _check_code(directory, config)
     encoder, tokenizer = load_parts(directory, trust_remote_code=config.trust_remote_code)
     if config.name_or_path == FROM_SCRATCH:
-        # A folder of this machine's cache is no base that an adapter could name.
+        # An adapter must not name a folder of this machine's cache as its base.
         encoder.name_or_path = encoder.config.name_or_path = ""
     given = _saved_instruction(directory, context.announce) if config.instruction is None else config.instruction
     return Qwen3EmbeddingModel(config.model_copy(update={"instruction": given}), encoder, tokenizer, directory)
 
 
 def load_parts(directory: Path, *, trust_remote_code: bool = False) -> tuple[Any, Any]:
-    """The decoder without its head, in training mode, and the tokenizer, which closes texts with the end of text.
+    """The decoder without its head, in training mode, and the tokenizer, which ends texts with the end-of-text token.
 
     Raises CheckpointError for a directory that ms-swift cannot load, that lacks weights, or whose tokenizer has no
     token for the end of a text.
@@ -55,8 +55,8 @@ def load_parts(directory: Path, *, trust_remote_code: bool = False) -> tuple[Any
     loaded = swift.load(directory, trust_remote_code=trust_remote_code)
     encoder, tokenizer = loaded.causal.model, loaded.tokenizer
     _check_weights(directory, encoder)
-    # ms-swift names the end of text as padding, transformers gives the padding's embedding no gradient, and every
-    # vector is the state of that very token: its embedding is trained, and the config leaves as it came.
+    # ms-swift makes the end of text the padding token, and transformers gives the padding's embedding no gradient.
+    # Every vector is the state of that token, so its embedding must be trained; the config is saved as it came.
     encoder.config.pad_token_id = _json(directory / "config.json").get("pad_token_id")
     encoder.embed_tokens.padding_idx = None
     end = tokenizer.get_vocab().get(END_OF_TEXT)
@@ -65,14 +65,14 @@ def load_parts(directory: Path, *, trust_remote_code: bool = False) -> tuple[Any
             f"model directory {str(directory)!r}: the tokenizer has no {END_OF_TEXT}, whose state is the vector: "
             "it is no Qwen3 model"
         )
-    # Qwen3-Embedding's own tokenizer closes texts; that of a plain Qwen3 does not.
+    # Qwen3-Embedding's own tokenizer ends texts with that token; that of a plain Qwen3 does not.
     if tokenizer("a")["input_ids"][-1] != end:
         ending(tokenizer.backend_tokenizer, END_OF_TEXT)
     return encoder.train(), tokenizer
 
 
 def _check_code(directory: Path, config: Qwen3EmbeddingConfig) -> None:
-    """ms-swift runs the code that a config names before it can be told not to."""
+    """Raises CheckpointError for another family, and for a model's own code, which ms-swift would run unasked."""
     facts = _json(directory / "config.json")
     if facts.get("auto_map") and not config.trust_remote_code:
         raise CheckpointError(
@@ -87,7 +87,7 @@ def _check_code(directory: Path, config: Qwen3EmbeddingConfig) -> None:
 
 
 def _check_weights(directory: Path, encoder: Any) -> None:
-    """transformers would draw at random what a directory lacks, and only note it."""
+    """Raises CheckpointError for missing weights, which transformers would draw at random and only log."""
     from safetensors import safe_open
 
     found: set[str] = set()
@@ -112,7 +112,7 @@ def weight_files(directory: Path) -> list[Path]:
 
 
 def _saved_instruction(directory: Path, announce: Announce) -> str:
-    """What sentence-transformers' file beside the model says, in the official form; else Qwen's own."""
+    """The instruction in sentence-transformers' file beside the model, in the official form; else Qwen's own."""
     path = directory / "config_sentence_transformers.json"
     prompts = _json(path).get("prompts") if path.is_file() else None
     saved = prompts.get("query") if isinstance(prompts, dict) else None
@@ -129,7 +129,7 @@ def _saved_instruction(directory: Path, announce: Announce) -> str:
 
 
 def _scratch_directory(config: Qwen3EmbeddingConfig, context: BuildContext) -> Path:
-    """A directory of the cache with random weights and a tokenizer of the run's texts; made where it is not there."""
+    """A directory of the cache with random weights and a tokenizer of the run's texts, made if it is missing."""
     from embed_core.models.from_scratch.byte_level import byte_level_tokenizer
 
     longest = max(config.query_max_length, config.passage_max_length)
@@ -152,8 +152,8 @@ def _scratch_directory(config: Qwen3EmbeddingConfig, context: BuildContext) -> P
 
 
 def write_scratch(shape: Qwen3Shape, tokenizer: Any, seed: int, directory: Path, *, positions: int = POSITIONS) -> None:
-    """A random Qwen3 of ``shape`` with the ids of ``tokenizer``, laid out as Qwen3-Embedding; the same for the same
-    seed. Written beside ``directory`` first, so that a kill leaves no half of it."""
+    """A random Qwen3 of ``shape`` with the ids of ``tokenizer``, laid out as Qwen3-Embedding; a seed gives the same
+    weights. Written beside ``directory`` first, so that a kill leaves nothing half-written."""
     from embed_core.export.layout import write_tokenizer
 
     temporary = beside(directory)
@@ -163,7 +163,7 @@ def write_scratch(shape: Qwen3Shape, tokenizer: Any, seed: int, directory: Path,
     write_tokenizer(tokenizer, temporary)
     try:
         temporary.replace(directory)
-    except OSError:  # another run has made it meanwhile, or a kill left something there
+    except OSError:  # another run made it meanwhile, or a kill left something there
         if not (directory / "config.json").is_file():
             shutil.rmtree(directory, ignore_errors=True)
             temporary.replace(directory)
@@ -173,7 +173,7 @@ def write_scratch(shape: Qwen3Shape, tokenizer: Any, seed: int, directory: Path,
 def random_decoder(shape: Qwen3Shape, tokenizer: Any, seed: int, positions: int) -> Any:
     """A random ``Qwen3Model``.
 
-    Every vector is the state of the same token, and tells texts apart by what attention brings there. With values and
+    Every vector is the state of the same token, and only attention brings in what tells texts apart. With values and
     attention outputs at the usual 0.02 that is little: 60 steps of 32 pairs of documentation ended at an MRR of 0.08
     among 200. At the scale that keeps a state's size, and with the feed-forward part turned down, it was 0.26.
     """

@@ -1,4 +1,4 @@
-"""Qwen3-Embedding's checkpoint: its own layout, read back and compared before anybody relies on it."""
+"""Exports Qwen3-Embedding in its own layout; what was written is read back and compared."""
 
 from __future__ import annotations
 
@@ -26,8 +26,8 @@ class Qwen3Checkpointer:
     def export(self, model: nn.Module, state: Mapping[str, Tensor], directory: Path, card: RunCard) -> None:
         """See :meth:`embed_core.protocols.Checkpointer.export`.
 
-        Raises CheckpointError for a model of another kind, where what was written is not what was trained, and where
-        steps were made and it still is what training began with.
+        Raises CheckpointError for a model of another kind, where the written weights differ from the trained ones, and
+        where steps were made but the weights are still those that training began with.
         """
         if not isinstance(model, Qwen3EmbeddingModel):
             raise CheckpointError(
@@ -41,7 +41,7 @@ class Qwen3Checkpointer:
         write_card(directory, card, _card_text(model, card))
 
     def _check_trained(self, model: Qwen3EmbeddingModel, directory: Path, card: RunCard) -> None:
-        """Against the weights that training began with."""
+        """Raises CheckpointError if every weight is still that which training began with."""
         if not card.steps or model.base is None:
             return
         base = dict(_files_by_weight(model.base))
@@ -56,14 +56,14 @@ class Qwen3Checkpointer:
 
 
 def _name_family(path: Path) -> None:
-    """Servers know the family by its language model, as which Qwen's own directories name it; the weights' names are
-    those of the decoder alone there too, and the tied head is not among them."""
+    """Name the language model's architecture, by which servers know the family, as Qwen's own directories do. There too
+    the weights have the decoder's names, and the tied head is not saved."""
     config = json.loads(path.read_text(encoding="utf-8"))
     write_json(path, {**config, "architectures": ["Qwen3ForCausalLM"]})
 
 
 def _check_written(trained: Mapping[str, Tensor], directory: Path) -> None:
-    """Every weight, to the bit, read from the disk."""
+    """Raises CheckpointError unless every weight, read from the disk, equals the trained one to the bit."""
     files = dict(_files_by_weight(directory))
     odd = sorted(trained.keys() ^ files.keys())
     if not odd:
@@ -76,7 +76,7 @@ def _check_written(trained: Mapping[str, Tensor], directory: Path) -> None:
 
 
 def _differs(exported: Mapping[str, Path], base: Mapping[str, Path]) -> bool:
-    """Whether any weight does; the first that does ends the reading."""
+    """Whether any weight differs; reading ends at the first that does."""
     prefix = "model." if any(name.startswith("model.") for name in base) else ""
     for name, file in exported.items():
         origin = base.get(prefix + name)

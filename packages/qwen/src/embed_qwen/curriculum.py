@@ -1,4 +1,4 @@
-"""A stage of a curriculum as a phase of the run: its rows, its batches, its loss and its pace."""
+"""Turns a stage of a curriculum into a phase of the run: its rows, batches, loss and learning rate."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def phase(curriculum: CurriculumConfig, number: int, run: RunConfig) -> dict[str, Any]:
-    """Stage ``number``, from 0, as a mapping of ``RunConfig.phases``. Raises ConfigError."""
+    """Stage ``number``, counted from 0, as a mapping of ``RunConfig.phases``. Raises ConfigError."""
     stage = curriculum.stages[number]
     name = stage.title(number + 1)
     return {
@@ -28,7 +28,7 @@ def phase(curriculum: CurriculumConfig, number: int, run: RunConfig) -> dict[str
 
 
 def _data(stage: StageConfig) -> dict[str, Any] | None:
-    """None where the stage trains on the run's rows as they are."""
+    """The stage's data; None where it trains on the run's rows unchanged."""
     data = None if stage.data is None else _plain(stage.data)
     if stage.remine is not False:
         options = stage.remine if isinstance(stage.remine, dict) else {}

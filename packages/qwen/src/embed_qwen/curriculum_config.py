@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 By = Literal["given", "rank", "share", "score", "margin"]
 Bound = float | None
 NEGATIVES = 20
-"""Hard negatives a row, as ARK (arXiv 2511.16326) has them."""
+"""Hard negatives per row, as in ARK (arXiv 2511.16326)."""
 
 
 class DifficultyConfig(Section):
@@ -28,9 +28,9 @@ class DifficultyConfig(Section):
     by: By = "given"
     """`given`: all that the row has. `rank`: by place in the stored order, the hardest first, counted from 1. `share`:
     the same as a share of the row's negatives, 0 to 1. `score`: by `neg_scores`, on their own scale. `margin`: by how
-    far below the row's lowest positive a negative scores: the harder, the smaller."""
+    far a negative scores below the row's lowest positive; harder ones have smaller margins."""
     band: tuple[Bound, Bound] | None = None
-    """[lowest, highest], both included (of a share, the lowest is not); null = open."""
+    """[lowest, highest], both included (except the lowest of a share); null = open."""
 
     @model_validator(mode="after")
     def _band_suits(self) -> Self:
@@ -55,7 +55,7 @@ class DifficultyConfig(Section):
 
     @property
     def words(self) -> str:
-        """``rank 30-100``, for the user."""
+        """The difficulty for the user, such as ``rank 30-100``."""
         if self.band is None:
             return "all negatives of a row"
         low, high = (None if bound is None else f"{bound:g}" for bound in self.band)
@@ -73,33 +73,33 @@ _DOMAINS = {
 
 
 class BandedConfig(DatasetConfig, DifficultyConfig):
-    """The rows of another dataset with those of their negatives that lie in a band of difficulty.
+    """The rows of another dataset with only those of their negatives that lie in a band of difficulty.
 
-    A row without any in the band keeps its positive: it learns from the batch alone. What is a positive of the same
-    question in another row is never among its negatives.
+    A row without any in the band keeps its positive and learns from in-batch negatives alone. Never negatives: texts
+    that are a positive of the same question in another row.
     """
 
     kind: Literal["banded"] = "banded"
     inner: DatasetConfig | None = None
     """The rows; None = those of the run's own `data`, in a phase."""
     negatives: int = Field(default=NEGATIVES, ge=0)
-    """Negatives drawn per row of those in the band; repeated where there are fewer; 0 = in-batch negatives only."""
+    """Negatives drawn per row from those in the band, repeated if there are fewer; 0 = in-batch negatives only."""
 
     def build(self, context: BuildContext) -> Dataset:
-        """Reads every row once and announces how many have negatives in the band. Raises ConfigError where none has,
-        or where ``inner`` does not show its rows, DataError for a row without the scores that the band is of."""
+        """Reads every row once and announces how many have negatives in the band. Raises ConfigError where none has, or
+        where ``inner`` does not show its rows, DataError for a row without the scores that the band needs."""
         from embed_qwen.bands import banded
 
         return banded(self, context)
 
 
 class StageConfig(Section):
-    """One stage of a curriculum. What is left out is the run's own."""
+    """One stage of a curriculum. Options that are left out are the run's own."""
 
     name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]*$")
-    """Names it in the display and its folder; None = `stage-N` and its difficulty."""
+    """Its name in the display and of its folder; None = `stage-N` and its difficulty."""
     data: DatasetConfig | None = None
-    """Rows of this stage: a dataset, or the path of a file (of `embed curriculum`, of `embed mine`); None = the run's
+    """Rows of this stage: a dataset, or the path of a file (from `embed curriculum` or `embed mine`); None = the run's
     `data`. The evaluation stays the run's."""
     difficulty: DifficultyConfig = DifficultyConfig()
     """Which of the rows' negatives this stage trains on."""
@@ -107,8 +107,8 @@ class StageConfig(Section):
     """Hard negatives drawn per row; `in-batch` or 0 = none; None = 20 where there is a band or `remine`, else as
     `data` draws."""
     hard_negatives: Literal["own", "batch"] | None = None
-    """Whether a query's hard negatives are its own or all of the batch: for losses that have the option; None = as the
-    run's loss has it."""
+    """Whether a query's hard negatives are its own or those of the whole batch, for losses with that option; None = as
+    in the run's loss."""
     loss: dict[str, Any] = Field(default_factory=dict)
     """Laid over the run's `loss`: {temperature: 0.01}, or another loss with its `kind`."""
     epochs: float | None = Field(default=None, gt=0)
@@ -120,8 +120,8 @@ class StageConfig(Section):
     warmup_steps: int | None = Field(default=None, ge=0)
     """Optimizer steps of warm-up at the beginning of this stage."""
     remine: bool | dict[str, Any] = False
-    """Mine the negatives anew with the model that the stages before left: true, or options of the dataset kind
-    `remined` ({ranks: [10, 60], relative_margin: 0.05})."""
+    """Mine new negatives with the model that the stages before left: true, or options of the dataset kind `remined`
+    ({ranks: [10, 60], relative_margin: 0.05})."""
 
     @field_validator("data", mode="before")
     @classmethod
@@ -130,7 +130,7 @@ class StageConfig(Section):
 
     @property
     def drawn(self) -> int | None:
-        """Negatives a row, where the stage says how many."""
+        """Negatives per row, if the stage sets their number; else None."""
         if self.negatives is None:
             return NEGATIVES if self.difficulty.band is not None or self.remine is not False else None
         return 0 if self.negatives == "in-batch" else self.negatives
@@ -199,9 +199,9 @@ class CurriculumConfig(SamplerConfig):
         return [phase(self, number, run) for number in range(len(self.stages))]
 
     def build(self, context: BuildContext, dataset: Dataset) -> Sampler:
-        """Batches as every stage draws them: what is asked for outside of a run."""
+        """The batches of every stage, for use outside of a run."""
         return self.batches().build(context, dataset)
 
     def batches(self) -> SamplerConfig:
-        """The sampler of a stage."""
+        """The sampler that every stage uses."""
         return self.inner.model_copy(update={"batch_size": self.batch_size})

@@ -17,20 +17,20 @@ if TYPE_CHECKING:
 
 
 class SwiftInfoNCEConfig(LossConfig):
-    """ms-swift's ``infonce``, its own code; the options are its environment variables, typed."""
+    """ms-swift's ``infonce``, computed by its own code; the options are its environment variables, typed."""
 
     kind: Literal["swift-infonce"] = "swift-infonce"
     temperature: float = Field(default=0.1, gt=0)
     """Similarities are divided by it (``INFONCE_TEMPERATURE``)."""
     use_batch: bool = True
-    """Passages of other rows are negatives too, those of all ranks (``INFONCE_USE_BATCH``); False = the own group."""
+    """Passages of other rows on all ranks are negatives too (``INFONCE_USE_BATCH``); False = the row's own group."""
     hard_negatives: int | None = Field(default=None, gt=0)
-    """Negatives of a row: more are left out, fewer are drawn again, and every row must have one
+    """Negatives per row: surplus ones are left out, missing ones are drawn again, and every row must have one
     (``INFONCE_HARD_NEGATIVES``). None = as many as each row has."""
     mask_fake_negative: bool = False
-    """Leave out passages that score above the positive + ``fake_neg_margin`` (``INFONCE_MASK_FAKE_NEGATIVE``)."""
+    """Leave out passages that score above the positive by ``fake_neg_margin`` (``INFONCE_MASK_FAKE_NEGATIVE``)."""
     fake_neg_margin: float = 0.1
-    """Margin of the mask, in units of similarity (``INFONCE_FAKE_NEG_MARGIN``)."""
+    """The margin in units of similarity (``INFONCE_FAKE_NEG_MARGIN``)."""
     include_qq: bool = False
     """Other rows' queries are negatives of a query (``INFONCE_INCLUDE_QQ``); with ``use_batch`` only."""
     include_dd: bool = False
@@ -54,9 +54,9 @@ class SwiftPairsConfig(LossConfig):
     """Base of ms-swift's losses over pairs: each query with every passage of its group."""
 
     labels: Literal["relevance", "scores"] = "relevance"
-    """``relevance``: 1 of the positive and 0 of hard negatives; ``scores``: those of the data (`label` of ms-swift's
-    rows, `pos_scores`), which every passage must have: on the scale of a cosine for ``cosine_similarity``, from 0 to 1
-    for ``contrastive``, 0 or 1 for ``online_contrastive``."""
+    """``relevance``: labels are 1 for the positive and 0 for hard negatives; ``scores``: those of the data (`label` of
+    ms-swift's rows, `pos_scores`), which every passage must have: on the scale of a cosine for ``cosine_similarity``,
+    from 0 to 1 for ``contrastive``, 0 or 1 for ``online_contrastive``."""
 
     def build(self, context: BuildContext) -> SwiftPairs:
         """The loss; it has no parameters. Raises PluginError without a fit ms-swift."""
@@ -79,8 +79,8 @@ class SwiftContrastiveConfig(SwiftPairsConfig):
 
 
 class SwiftOnlineContrastiveConfig(SwiftPairsConfig):
-    """ms-swift's ``online_contrastive``: of the batch's pairs only positives further apart than the closest negative,
-    and negatives closer than the furthest positive. Their sum, so larger batches have larger losses."""
+    """ms-swift's ``online_contrastive``: sums over the batch's positives further apart than the closest negative, and
+    its negatives closer than the furthest positive. It is a sum, so larger batches have larger losses."""
 
     kind: Literal["swift-online-contrastive"] = "swift-online-contrastive"
 
@@ -94,7 +94,7 @@ class Qwen3InfoNCEConfig(LossConfig):
     in_batch: bool = True
     """Other rows take part; False = each query finds its positive in its own group only."""
     hard_negatives: Literal["batch", "own"] = "batch"
-    """Which hard negatives compete: those of all rows, or the row's own, besides the positives of all rows."""
+    """Which hard negatives compete, besides the positives of all rows: those of all rows, or the row's own."""
     query_query: bool = True
     """Other rows' queries are negatives of a query."""
     document_document: bool = True
@@ -103,8 +103,8 @@ class Qwen3InfoNCEConfig(LossConfig):
     """``known``: every known positive of a query that is in the batch counts, and the row's loss is their mean;
     ``drawn``: the first passage of its group does, and the mask leaves the others out."""
     mask: MaskConfig = MaskConfig(margin=0.1)
-    """What is no negative, probably being a positive: by text and id (the paper's case of an equal document), rows of
-    the same positive being no negatives of each other; and what scores above the positive by more than the margin."""
+    """False negatives that do not compete: texts equal to a positive by text or id (the paper's equal documents), also
+    between rows of the same positive; and texts that score above the positive by more than the margin."""
 
     @model_validator(mode="after")
     def _terms_have_rows(self) -> Self:

@@ -1,6 +1,6 @@
-"""Qwen3-Embedding: a decoder, and the state of the last token as the vector (arXiv 2506.05176).
+"""Qwen3-Embedding: a decoder whose state of the last token is the vector (arXiv 2506.05176).
 
-Suffixes of :mod:`embed_core.types` and :mod:`embed_core.text.varlen`.
+Shape suffixes are those of :mod:`embed_core.types` and :mod:`embed_core.text.varlen`.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from embed_qwen.prompts import QueryPrompt
 class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
     """See :class:`embed_core.protocols.Model`. ``encoder`` is the decoder without its language model head.
 
-    Raises ConfigError for a maximum length that the model has no positions for or the instruction no room in,
+    Raises ConfigError for a maximum length beyond the model's positions or without room for the instruction,
     CheckpointError for a tokenizer with more ids than the model has embeddings.
     """
 
@@ -37,13 +37,13 @@ class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
     tokenizer: Any
 
     def __init__(self, config: Qwen3EmbeddingConfig, encoder: Any, tokenizer: Any, base: Path | None = None) -> None:
-        """``tokenizer`` closes every text with the token whose state is the vector. ``base`` holds the weights that
+        """``tokenizer`` ends every text with the token whose state is the vector. ``base`` holds the weights that
         ``encoder`` starts from; an export is compared with them."""
         super().__init__()
         assert config.instruction is not None, "build_model fills it in"
         self.config, self.encoder, self.tokenizer, self.base = config, encoder, tokenizer, base
         _check_fit(config, encoder, tokenizer)
-        # What is too long loses words from its end; the instruction before them and the token behind them stay.
+        # Texts that are too long lose words at their end; the instruction before them and the token behind them stay.
         tokenizer.truncation_side = "right"
         prompts: dict[Role, Prompt] = {"query": QueryPrompt(config.instruction), "passage": Prompt()}
         limits: dict[Role, int] = {"query": config.query_max_length, "passage": config.passage_max_length}
@@ -51,25 +51,25 @@ class Qwen3EmbeddingModel(TokenizesTexts, nn.Module):
 
     def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None, **pack: Tensor) -> Embeddings:
         """[N,L] int64 ids and mask (1 on real tokens), or [1,T] ids and the ``pack`` of :mod:`embed_core.text.varlen` →
-        dense [N,D] of unit length, fp32 or wider. Which of the two, and padding on either side, change nothing."""
+        dense [N,D] of unit length, fp32 or wider. Both forms, padded on either side, give the same vectors."""
         tokens = chunk_tokens(input_ids, attention_mask, **pack)
         dense_ND = at_least_float32(tokens.pool(tokens.states(self.encoder), self.pooling))
         return Embeddings(dense_ND=functional.normalize(dense_ND, dim=-1))
 
     @property
     def max_length(self) -> int:
-        """Tokens at which clients of the exported model truncate: as in training."""
+        """Tokens at which clients of the exported model truncate, the same as in training."""
         return max(self.config.query_max_length, self.config.passage_max_length)
 
     @property
     def prompts(self) -> Mapping[str, str]:
-        """By sentence-transformers' names; documents are bare."""
+        """Prompts by sentence-transformers' names; documents have none."""
         prefix = self._text.prompts["query"].prefix
         return {"query": prefix} if prefix else {}
 
 
 def _check_fit(config: Qwen3EmbeddingConfig, encoder: Any, tokenizer: Any) -> None:
-    """Raises for texts or ids beyond the model's, and for an instruction that would be cut off unnoticed."""
+    """Raises for maximum lengths or ids beyond the model's, and for an instruction that would be cut off unnoticed."""
     lengths = {key: getattr(config, key) for key in ("query_max_length", "passage_max_length")}
     check_fit(config.name_or_path, lengths, encoder, tokenizer)
     bare = len(tokenizer.backend_tokenizer.encode(QueryPrompt(config.instruction).apply("")).ids)

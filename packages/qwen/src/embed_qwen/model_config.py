@@ -1,4 +1,4 @@
-"""The model and the checkpoint of Qwen3-Embedding as components."""
+"""Configs of Qwen3-Embedding's model and checkpoint."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ class Qwen3Shape(Section):
 class Qwen3EmbeddingConfig(ModelConfig):
     """A Qwen3 decoder whose last token is the vector (Qwen3-Embedding, arXiv 2506.05176), loaded by ms-swift.
 
-    Adapters: put ``{kind: lora, inner: …}`` around it. Layers computed again: ``engine.gradient_checkpointing``.
+    For adapters wrap it: ``{kind: lora, inner: …}``. Activation checkpointing: ``engine.gradient_checkpointing``.
     """
 
     kind: Literal["qwen3-embedding"] = "qwen3-embedding"
@@ -61,9 +61,9 @@ class Qwen3EmbeddingConfig(ModelConfig):
     from_scratch: Qwen3Shape = Qwen3Shape()
     """Size of a ``from-scratch`` decoder; a model that is loaded has its own."""
     instruction: str | None = None
-    """The task, put before every query whose row has none of its own, as ``Instruct: TASK⏎Query:``. None = as
-    sentence-transformers' files beside the model say, else Qwen's own for web search; empty = queries are bare.
-    Passages are always bare, unless their row has a prompt."""
+    """The task, put before every query whose row has no prompt, as ``Instruct: TASK⏎Query:``. None = as saved in
+    sentence-transformers' files beside the model, else Qwen's own for web search; empty = queries have none. Passages
+    have no instruction, unless their row has a prompt."""
     query_max_length: int = Field(default=512, ge=3)
     """Tokens of a query, instruction and end of text included; of longer ones the end of the question is cut."""
     passage_max_length: int = Field(default=512, ge=3)

@@ -11,7 +11,7 @@ from embed_core.plugin.hookspecs import hookimpl
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""
 EMBED_USES = ("distill", "mrl")
-"""Plugins whose add-ons this one's recipe takes, where they are installed: a teacher, and Matryoshka."""
+"""Plugins whose add-ons this recipe takes if they are installed: a teacher, and Matryoshka."""
 
 
 @hookimpl
@@ -68,7 +68,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``qwen``, what ``embed run --plugin qwen`` runs."""
+    """``qwen``, the recipe of ``embed run --plugin qwen``."""
     from embed_qwen.recipe import QwenRecipe
 
     return [QwenRecipe]

@@ -1,4 +1,4 @@
-"""The official form of Qwen3-Embedding's instructions (arXiv 2506.05176): queries have one, documents are bare."""
+"""The official form of Qwen3-Embedding's instructions (arXiv 2506.05176): queries have one, documents have none."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from embed_core.text.prompts import Prompt
 
 QUERY_FORMAT = "Instruct: {}\nQuery:{}"
-"""No space after the colon: with one, the tokens are others than those that the model was trained with."""
+"""No space after the colon: it would give other tokens than those that the model was trained with."""
 WEB_SEARCH = "Given a web search query, retrieve relevant passages that answer the query"
 """The instruction that Qwen's own directories carry."""
 _BEFORE, _AFTER = "Instruct: ", "\nQuery:"
@@ -15,12 +15,12 @@ _BEFORE, _AFTER = "Instruct: ", "\nQuery:"
 
 @dataclass(frozen=True, slots=True)
 class QueryPrompt(Prompt):
-    """An instruction before a query, once: ms-swift's rows have it in the user's text or in a system message."""
+    """An instruction before a query, put only once: ms-swift's rows have it in the user's text or a system message."""
 
     format: str = QUERY_FORMAT
 
     def apply(self, text: str, instruction: str | None = None) -> str:
-        """``text`` with the instruction, which may be in the official form itself; a text that is stays as it is."""
+        """``text`` with the instruction, which may be in the official form itself; a text in that form is kept."""
         if text.startswith(_BEFORE) and _AFTER in text:
             return text
         chosen = self.instruction if instruction is None else instruction
@@ -28,7 +28,7 @@ class QueryPrompt(Prompt):
 
 
 def bare(instruction: str) -> str:
-    """The task of an instruction in the official form; any other as it is."""
+    """The task of an instruction in the official form; any other instruction is returned as it is."""
     task = instruction_of(instruction.rstrip())
     return task or instruction
 

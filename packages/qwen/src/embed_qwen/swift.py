@@ -1,7 +1,7 @@
-"""The one door to ms-swift: is it there and fit, its loader, its losses. Nothing else in this package imports it.
+"""The only access to ms-swift: checks its installation, loads models and losses. No other module here imports it.
 
-ms-swift reads its settings from environment variables and takes the ranks of a run from them too. Here each call gets
-its own, put back afterwards, and is told that it is alone: gathering and averaging are the core's.
+ms-swift reads its settings, and the ranks of a run, from environment variables. Here each call gets its own, put back
+afterwards, and sees a single rank: gathering and averaging are the core's.
 """
 
 from __future__ import annotations
@@ -14,14 +14,15 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from embed_core.errors import CheckpointError, PluginError
+from embed_core.utils.messages import one_line
 
 PACKAGE = "ms-swift"
 OLDEST = "4.6.0"
-"""Releases before it shrink InfoNCE's gradient by the number of ranks, and can draw a positive as a negative."""
+"""Earlier releases shrink InfoNCE's gradient by the number of ranks, and can draw a positive as a negative."""
 CAPPED = ("transformers", "datasets", "peft")
-"""Packages that ms-swift allows some versions of."""
+"""Packages of which ms-swift allows only some versions."""
 MODEL_TYPE = "qwen3_emb"
-"""ms-swift's name of the family: a local path alone would be ambiguous to it."""
+"""ms-swift's name of the model family, which it could not tell from a local path alone."""
 _ALONE = {"RANK": None, "LOCAL_RANK": None, "WORLD_SIZE": None, "LOCAL_WORLD_SIZE": None, "_PATCH_WORLD_SIZE": None}
 
 
@@ -36,7 +37,7 @@ class Loaded(NamedTuple):
 def require() -> None:
     """Raises PluginError, one line, where ms-swift is absent, too old, or does not allow what is installed beside it.
 
-    Asks the packages' metadata alone: nothing is imported.
+    Only the packages' metadata is read: nothing is imported.
     """
     from packaging.requirements import Requirement
     from packaging.version import Version
@@ -88,7 +89,7 @@ def load(directory: Path, *, trust_remote_code: bool = False) -> Loaded:
                 device_map="cpu",
             )
         except Exception as error:  # OSError, ValueError, SafetensorError, KeyError, RuntimeError …
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise CheckpointError(
                 f"model directory {str(directory)!r} cannot be loaded by {PACKAGE} as {MODEL_TYPE} "
                 f"({type(error).__name__}: {reason})"
@@ -103,7 +104,7 @@ def loss(name: str) -> Callable[..., Any]:
     environment variables that the loss reads. Raises PluginError where ms-swift is absent or unfit.
     """
     with _imported("swift.loss") as module:
-        # Of the trainer the losses want to know one thing: that it is none of Megatron's.
+        # The losses ask their trainer one thing: whether it is one of Megatron's.
         own = module.loss_map[name](None, _NoTrainer())
 
     def call(sentences_ND: Any, labels: Any, variables: Mapping[str, str | None] | None = None) -> Any:
@@ -119,7 +120,7 @@ class _NoTrainer:
 
 @contextmanager
 def alone(**variables: str | None) -> Iterator[None]:
-    """The environment with ``variables`` set (``None`` unsets), of one rank: without a launcher's variables."""
+    """Sets ``variables`` in the environment (``None`` unsets), without a launcher's variables: as a single rank."""
     wanted = {**_ALONE, **variables}
     before = {name: os.environ.get(name) for name in wanted}
     _set(wanted)
@@ -139,9 +140,9 @@ def _set(variables: Mapping[str, str | None]) -> None:
 
 @contextmanager
 def _imported(name: str) -> Iterator[Any]:
-    """A module of ms-swift, for work done alone; it takes seconds at first use.
+    """A module of ms-swift, for work as a single rank; its first import takes seconds.
 
-    ms-swift switches tokenizers' threads off for the whole process when it is imported; that is put back.
+    Importing ms-swift switches tokenizers' threads off for the whole process; that is put back.
     """
     import importlib
 
@@ -150,7 +151,7 @@ def _imported(name: str) -> Iterator[Any]:
         try:
             module = importlib.import_module(name)
         except Exception as error:  # whatever a broken installation raises
-            reason = " ".join(str(error).split())[:200]
+            reason = one_line(error, 200)
             raise PluginError(
                 f"{PACKAGE} {metadata.version(PACKAGE)} cannot be imported ({type(error).__name__}: {reason}): "
                 f"pip install --force-reinstall '{PACKAGE}>={OLDEST}'"
@@ -160,7 +161,7 @@ def _imported(name: str) -> Iterator[Any]:
 
 @contextmanager
 def _trusting(register: Any, trust: bool) -> Iterator[None]:
-    """ms-swift trusts the code that comes with every model, unless its loader is told otherwise."""
+    """Limits trust in remote code: ms-swift trusts that of every model unless its loader is told otherwise."""
     loader = register.ModelLoader
     before = loader.default_trust_remote_code
     loader.default_trust_remote_code = trust

@@ -58,7 +58,7 @@ def create_qwen_trainer(
 
 
 def _fault(error: ValidationError) -> str:
-    """The first fault, in one line."""
+    """The first fault as one line."""
     fault = error.errors(include_url=False)[0]
     key = ".".join(map(str, fault["loc"]))
     if fault["type"] == "extra_forbidden":

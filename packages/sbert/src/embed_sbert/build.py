@@ -1,4 +1,4 @@
-"""From a config to a model: load a directory as sentence-transformers does, or build a small one at random."""
+"""Builds a model from a config: loads a directory as sentence-transformers does, or makes a small one at random."""
 
 from __future__ import annotations
 
@@ -18,15 +18,16 @@ from embed_core.models.from_scratch.unigram import unigram_tokenizer
 from embed_core.models.hub import model_directory
 from embed_core.protocols import Announce
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 from embed_sbert.config import SentenceTransformersModelConfig
 from embed_sbert.load_report import lacking
 from embed_sbert.model import SentenceTransformersModel
 from embed_sbert.route import routes_of
 
 LOGGER = "sentence_transformers"
-"""It says on every load and save what is no news."""
+"""Logger of messages on every load and save that are no news."""
 SCRATCH_LENGTH = 192
-"""Tokens of a text from scratch, unless the config says otherwise."""
+"""Maximum tokens of a from-scratch model's texts, unless the config sets them."""
 MODULES = "modules.json"
 
 
@@ -53,7 +54,7 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
 
     directory = directory_of(config.name_or_path, config.revision)
     try:
-        # What a checkpoint lacks (a pooler that nothing reads) is drawn, the same on every rank.
+        # Weights that a checkpoint lacks (a pooler that nothing reads) are drawn at random, the same on every rank.
         with seeded(context.seed), quiet_transformers(LOGGER), lacking() as absent:
             built = SentenceTransformer(
                 str(directory),
@@ -63,7 +64,7 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
                 model_kwargs={"dtype": torch.float32},
             )
     except Exception as error:  # OSError, ValueError, KeyError, SafetensorError, and what remote code raises
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         hint = ": set trust_remote_code: true if you trust it" if "trust_remote_code" in reason else ""
         raise CheckpointError(
             f"model directory {str(directory)!r} cannot be loaded by sentence-transformers "
@@ -78,8 +79,8 @@ def load(config: SentenceTransformersModelConfig, context: BuildContext) -> Any:
 
 
 def directory_of(name: str, revision: str | None) -> Path:
-    """As :func:`embed_core.models.hub.model_directory`, which asks for a transformers model; modules without
-    one will do."""
+    """As :func:`embed_core.models.hub.model_directory`, which requires a transformers model; here a directory of
+    modules without one is enough."""
     local = Path(name).expanduser()
     if (local / MODULES).is_file():
         return local
@@ -99,7 +100,7 @@ def _in_cache(name: str, revision: str | None) -> Path | None:
 
     try:
         return Path(snapshot_download(name, revision=revision, local_files_only=True))
-    except Exception:  # not there, or no name of the hub: the first message says what to do
+    except Exception:  # not there, or no hub name: the first message says what to do
         return None
 
 
@@ -117,13 +118,13 @@ def from_scratch(config: SentenceTransformersModelConfig, context: BuildContext)
         )
     encoder = xlm_roberta(len(tokenizer), shape, max_length=longest, seed=context.seed)
     with tempfile.TemporaryDirectory() as folder, quiet_transformers(LOGGER):
-        # The module only reads directories.
+        # The module can only read directories.
         encoder.save_pretrained(folder)
         tokenizer.save_pretrained(folder)
         transformer = Transformer(folder, model_kwargs={"dtype": torch.float32})
         modules = [transformer, Pooling(transformer.get_embedding_dimension(), "mean"), Normalize()]
         built = SentenceTransformer(modules=modules, device="cpu")
-    # Nobody can load it from there.
+    # The temporary folder must not stay as the model's name: nobody can load it from there.
     transformer.model.config._name_or_path = transformer.model.name_or_path = ""
     transformer.processor.name_or_path = ""
     built.max_seq_length = longest
@@ -131,7 +132,7 @@ def from_scratch(config: SentenceTransformersModelConfig, context: BuildContext)
 
 
 def _fit(built: Any, config: SentenceTransformersModelConfig, announce: Announce) -> None:
-    """The maximum length, within the positions there are: PyTorch would only say that an index is wrong."""
+    """Keeps the maximum length within the model's positions: PyTorch would only say that an index is wrong."""
     wanted = config.max_seq_length
     has_one = hasattr(type(built[0]), "max_seq_length") or hasattr(built[0], "max_seq_length")
     settable = has_one and built.max_seq_length not in (None, float("inf"))
@@ -159,7 +160,7 @@ def _check_ids(built: Any, name: str) -> None:
                 f"the tokenizer has {len(tokenizer)} ids, the encoder of {name!r} embeddings for "
                 f"{table.weight.shape[0]}: use the tokenizer that was saved with the model"
             )
-        return  # a Router's others have tokenizers of their own
+        return  # a Router's other modules have tokenizers of their own
 
 
 def _transformers(built: nn.Module) -> list[Any]:
@@ -169,7 +170,7 @@ def _transformers(built: nn.Module) -> list[Any]:
 
 
 def _positions(encoder: Any) -> int | None:
-    """Tokens that the encoder can tell apart; RoBERTa's positions start after the padding id. None = no limit known."""
+    """Positions of the encoder; RoBERTa's start after the padding id. None = no limit known."""
     config = encoder.config.get_text_config() if hasattr(encoder.config, "get_text_config") else encoder.config
     room = getattr(config, "max_position_embeddings", None)
     if not isinstance(room, int) or room < 1:
@@ -180,8 +181,8 @@ def _positions(encoder: Any) -> int | None:
 
 
 def _freeze(built: nn.Module) -> None:
-    """What training would not reach the user of the model: a transformers pooler that no module reads, which can have
-    no gradient, and word weights, which sentence-transformers reads from the config and never from the weights."""
+    """Freezes what training could not change for users: a transformers pooler that no module reads, which gets no
+    gradient, and word weights, which sentence-transformers reads from the config and never from the weights."""
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import WordWeights
 

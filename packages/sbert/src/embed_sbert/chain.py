@@ -1,6 +1,6 @@
-"""sentence-transformers' modules one after another, over a chunk whose texts need not be alike.
+"""Runs sentence-transformers' modules one after another over a chunk whose texts need not be alike.
 
-Its modules take padding for granted in a few places, and one prompt for a whole batch. Here a text's vector does not
+In a few places the modules let padding in, or expect one prompt for the whole batch. Here a text's vector does not
 depend on the other texts of its chunk: what would let them in is masked or done in groups.
 """
 
@@ -22,10 +22,10 @@ Features = dict[str, Any]
 
 
 def run(modules: Iterable[Any], features: Features, forward_options: dict[str, Any]) -> Tensor:
-    """[N,D]: the sentence embeddings that ``modules`` make of ``features``, fp32 or wider.
+    """[N,D]: the sentence embeddings that ``modules`` compute from ``features``, fp32 or wider.
 
-    ``forward_options`` (``task``) go to the modules that declare them. Raises CheckpointError where no embedding comes
-    out.
+    ``forward_options`` (``task``) go to the modules that declare them. Raises CheckpointError where no embedding
+    results.
     """
     from sentence_transformers.sentence_transformer.modules import CNN, Normalize, Pooling
 
@@ -38,7 +38,7 @@ def run(modules: Iterable[Any], features: Features, forward_options: dict[str, A
             # In half precision vectors would be 0.4 % off unit length.
             features[module.module_input_name] = at_least_float32(features[module.module_input_name])
         if isinstance(module, CNN) and MASK in features:
-            # A convolution looks across the end of a text: what is there has to be what an end looks like.
+            # A convolution reads across the end of a text, so the padding there must be zeros.
             features[TOKENS] = features[TOKENS] * features[MASK].unsqueeze(-1).to(features[TOKENS].dtype)
         options = {name: value for name, value in forward_options.items() if name in _declared(module)}
         features = module(features, **options)
@@ -50,14 +50,14 @@ def run(modules: Iterable[Any], features: Features, forward_options: dict[str, A
 
 
 def run_packed(modules: Iterable[Any], chunk: Packed) -> Tensor:
-    """Runs texts without padding through a Transformer, Pooling, and modules that see sentence embeddings alone."""
+    """As :func:`run`, for unpadded texts: a Transformer, Pooling, and modules that read sentence embeddings alone."""
     transformer, *others = modules
     features: Features = {TOKENS: chunk.states(transformer.model), "cu_seq_lens_q": chunk.offsets_N1}
     return run(others, features, {})
 
 
 def can_be_packed(modules: list[nn.Module]) -> bool:
-    """Whether :func:`run_packed` knows what to do with them."""
+    """Whether :func:`run_packed` supports all of ``modules``."""
     from sentence_transformers.base.modules import Transformer
     from sentence_transformers.sentence_transformer.modules import Dense, Dropout, LayerNorm, Normalize, Pooling
 
@@ -80,7 +80,7 @@ def _declared(module: Any) -> Iterable[str]:
 
 
 def _pooled(module: Any, features: Features, lengths_N: Tensor | None) -> Features:
-    """Texts whose prompts are left out of the mean are pooled with those of the same prompt; it has no weights."""
+    """Pools texts in groups of equal prompt length if prompts are left out of the mean; pooling has no weights."""
     if "max" in module.pooling_mode and MASK in features:
         features[MASK] = _never_empty(features[MASK])
     if module.include_prompt or lengths_N is None:
@@ -100,7 +100,7 @@ def _pooled(module: Any, features: Features, lengths_N: Tensor | None) -> Featur
 
 
 def _never_empty(mask_NL: Tensor) -> Tensor:
-    """The largest of no tokens is −∞: a text without a known word is taken for its padding."""
+    """A mask without empty texts, whose largest token would be −∞: one without known words keeps its padding."""
     first_L = torch.arange(mask_NL.shape[1], device=mask_NL.device) == 0
     return torch.where((mask_NL.sum(1, keepdim=True) == 0) & first_L, torch.ones_like(mask_NL), mask_NL)
 

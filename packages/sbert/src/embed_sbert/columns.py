@@ -1,4 +1,4 @@
-"""A global batch as sentence-transformers' losses take it: columns of vectors, and labels."""
+"""Arranges a global batch as sentence-transformers' losses take it: columns of vectors, and labels."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ from embed_sbert.loss_names import Form
 
 @dataclass(frozen=True, slots=True)
 class Columns:
-    """What a loss is given: R rows of the same number of texts each."""
+    """The input of a loss: R rows of the same number of texts each."""
 
     vectors: list[Tensor]
-    """[R,D] each."""
+    """One tensor [R,D] per column."""
     labels: Tensor | None = None
-    """[R], [R, columns − 1] or [R, columns, W], as the loss asks for it."""
+    """[R], [R, columns − 1] or [R, columns, W], as the loss requires."""
 
 
 def columns_of(batch: Batch, targets: Targets, form: Form, name: str) -> Columns:
     """The batch in the form that the loss ``name`` asks for.
 
-    Raises ConfigError without dense vectors, or where the rows lack what the loss needs, saying how to have it.
+    Raises ConfigError without dense vectors, or where the rows lack what the loss needs, saying how to add it.
     """
     query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
     if query_BD is None or passage_PD is None:
@@ -70,7 +70,7 @@ def _labels(targets: Targets, form: Form, name: str, negatives: int, like: Tenso
 
 
 def _count(targets: Targets, name: str) -> int:
-    """Hard negatives of every row. Raises ConfigError where rows differ in theirs."""
+    """The number of hard negatives, the same for every row. Raises ConfigError where rows differ."""
     sizes_B = targets.groups_B1.diff()
     least, most = int(sizes_B.min()) - 1, int(sizes_B.max()) - 1
     if least != most:
@@ -82,7 +82,7 @@ def _count(targets: Targets, name: str) -> int:
 
 
 def _scores(targets: Targets, name: str) -> Tensor:
-    """[P]. Raises ConfigError where a row has none."""
+    """Scores of all passages, [P]. Raises ConfigError where a row has none."""
     if targets.scores_P is None:
         raise ConfigError(
             f"loss {name} needs scores, the rows have none: give them a `score` (or `pos_scores` and `neg_scores`)"
@@ -99,7 +99,7 @@ def _scores(targets: Targets, name: str) -> Tensor:
 
 
 def _pair_scores(targets: Targets, name: str) -> Tensor:
-    """[P]; of rows without scores a positive has 1 and a hard negative 0."""
+    """Scores of all passages, [P]; in rows without scores a positive has 1 and a hard negative 0."""
     if targets.scores_P is not None or bool((targets.groups_B1.diff() == 1).all()):
         return _scores(targets, name)
     scores_P = torch.zeros(int(targets.groups_B1[-1]), device=targets.groups_B1.device)
@@ -108,7 +108,7 @@ def _pair_scores(targets: Targets, name: str) -> Tensor:
 
 
 def _classes(query_BD: Tensor, passage_PD: Tensor, targets: Targets, class_B: Tensor) -> tuple[list[Tensor], Tensor]:
-    """One column of all texts: a query and its positive are of one class, a hard negative is alone in its own."""
+    """All texts in one column: a query and its positive are of one class, each hard negative is alone in its own."""
     own = targets.positive_columns_B
     class_P = torch.arange(passage_PD.shape[0], device=own.device) + query_BD.shape[0]
     class_P[own] = class_B

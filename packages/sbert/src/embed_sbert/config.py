@@ -1,4 +1,4 @@
-"""The model and the checkpoint of sentence-transformers as components."""
+"""Configs of sentence-transformers' model and checkpoint."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ KIND = "sentence-transformers"
 
 
 class SentenceTransformersModelConfig(ModelConfig):
-    """What ``SentenceTransformer(name_or_path)`` loads: any chain of its modules, run by those modules themselves."""
+    """What ``SentenceTransformer(name_or_path)`` loads: any chain of modules, run by their own code."""
 
     kind: Literal["sentence-transformers"] = "sentence-transformers"
     name_or_path: str = FROM_SCRATCH
@@ -32,15 +32,15 @@ class SentenceTransformersModelConfig(ModelConfig):
     from_scratch: EncoderShape = EncoderShape()
     """Size of a ``from-scratch`` encoder; a model that is loaded has its own."""
     max_seq_length: int | None = Field(default=None, ge=3)
-    """Tokens of a text, special tokens and prompt included; longer ones are cut. None = as saved with the model, from
-    scratch 192."""
+    """Tokens of a text, special tokens and prompt included; longer ones are cut. None = as saved with the model; for a
+    from-scratch model 192."""
     query_prompt: str | None = None
-    """Put before every query whose row has no prompt of its own; None = the model's prompt ``query``."""
+    """The prompt before every query whose row has none of its own; None = the model's prompt ``query``."""
     passage_prompt: str | None = None
-    """Put before every passage whose row has no prompt of its own; None = the model's prompt ``document``."""
+    """The prompt before every passage whose row has none of its own; None = the model's prompt ``document``."""
     pad_to_multiple_of: int | None = Field(default=None, gt=0)
-    """Pad chunks to a multiple of so many tokens, 8 suits tensor cores; None = to the longest text. Nothing to do for
-    models that do not pad."""
+    """Pad chunks to a multiple of so many tokens, 8 suits tensor cores; None = to the longest text. Models that do not
+    pad ignore it."""
 
     def build(self, context: BuildContext) -> SentenceTransformersModel:
         """The model, on CPU in fp32. Raises CheckpointError and ConfigError."""
@@ -54,7 +54,7 @@ class SentenceTransformersCheckpointConfig(CheckpointConfig):
 
     kind: Literal["sentence-transformers"] = "sentence-transformers"
     in_output_dir: bool = False
-    """Whether the finished model's files also lie in the output directory itself, so that it is the model's own."""
+    """Whether the finished model's files also lie in the output directory itself, so that it loads as the model."""
 
     def build(self, context: BuildContext) -> SentenceTransformersCheckpointer:
         """The exporter."""

@@ -1,4 +1,4 @@
-"""Which weights a checkpoint lacked: sentence-transformers loads it without asking, transformers tells its log."""
+"""Finds weights that a checkpoint lacks: sentence-transformers does not check, and transformers only logs them."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ class _Kept(logging.Handler):
 
 @contextmanager
 def lacking() -> Iterator[list[str]]:
-    """The names of weights that are drawn at random by what is loaded inside, poolers left out; filled at its end."""
+    """Names of the weights that loading inside the block draws at random, without poolers; filled when it ends."""
     names: list[str] = []
     handler = _Kept(logging.WARNING)
     logger = logging.getLogger(_LOGGER)

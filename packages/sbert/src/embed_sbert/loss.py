@@ -1,4 +1,4 @@
-"""A loss of sentence-transformers that is given embeddings where it expects a model."""
+"""Runs a loss of sentence-transformers on embeddings, where it expects a model."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from embed_core.config.context import BuildContext
 from embed_core.errors import ConfigError
 from embed_core.types import Batch, LossOutput, Targets
+from embed_core.utils.messages import one_line
 from embed_sbert.columns import Columns, columns_of
 from embed_sbert.loss_arguments import resolved
 from embed_sbert.loss_config import SentenceTransformersLossConfig
@@ -29,22 +30,22 @@ class GivenEmbeddings(nn.Module):
         self.device = torch.device("cpu")
 
     def __getitem__(self, index: int) -> nn.Module:
-        """Losses look whether the first module is one that they do not support; none is here."""
+        """Losses check the first module against those that they do not support; this one is none of them."""
         return self
 
     def get_embedding_dimension(self) -> int | None:
-        """Width of the vectors, where a loss has parameters as wide."""
+        """Width of the vectors, for losses with parameters of that width."""
         return self._embedding_dimension
 
     def forward(self, features: dict[str, Tensor]) -> dict[str, Tensor]:
-        """What it is given."""
+        """Returns its input."""
         return features
 
 
 class GivenLoss(nn.Module):
     """``sentence_transformers.losses``' own class on the columns of the global batch, computed whole on every rank.
 
-    The cached variants compute their loss stage in chunks as they do; their encoding in chunks is the engine's
+    The cached variants compute their loss stage in chunks as usual; encoding in chunks is left to the engine
     (``engine.strategy``). Metrics: ``loss``, and the terms of a loss that has several.
     """
 
@@ -64,12 +65,12 @@ class GivenLoss(nn.Module):
 
     def _value(self, columns: Columns) -> Any:
         loss: Any = self.loss
-        if hasattr(loss, "calculate_loss"):  # what encodes in chunks by itself: its loss stage alone
+        if hasattr(loss, "calculate_loss"):  # a loss that encodes in chunks: its loss stage alone
             return loss.calculate_loss([[vectors] for vectors in columns.vectors], columns.labels)
         return loss([{EMBEDDING: vectors} for vectors in columns.vectors], columns.labels)
 
     def _in_its_precision(self, vectors: Tensor) -> torch.autocast:
-        """Embeddings are fp32; a projection of the loss's own may be in half precision."""
+        """Autocast to the precision of the loss's own projection, which may be half, while embeddings are fp32."""
         dtypes = {parameter.dtype for parameter in self.loss.parameters()}
         half = next(iter(dtypes & {torch.bfloat16, torch.float16}), None)
         return torch.autocast(vectors.device.type, dtype=half or torch.bfloat16, enabled=half is not None)
@@ -94,11 +95,11 @@ def build_loss(config: SentenceTransformersLossConfig, context: BuildContext) ->
         with seeded(context.seed + 3):  # the model and its adapters have drawn from the seeds before
             return GivenLoss(config.name, kind(model=GivenEmbeddings(width), **arguments))
     except (TypeError, ValueError) as error:
-        raise ConfigError(f"loss.arguments: {config.name} refuses them: {' '.join(str(error).split())}") from None
+        raise ConfigError(f"loss.arguments: {config.name} refuses them: {one_line(error)}") from None
 
 
 def _width(kind: Any, arguments: Mapping[str, Any], model: Any) -> int | None:
-    """Width of the dense vectors, where the loss has a layer as wide: as the model says, else as a text shows."""
+    """Width of the dense vectors, if the loss has a layer of that width: as the model says, else measured on a text."""
     if (
         "embedding_dimension" not in inspect.signature(kind.__init__).parameters
         and arguments.get("projection_dim") is None

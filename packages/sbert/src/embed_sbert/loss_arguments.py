@@ -1,4 +1,4 @@
-"""From a config's plain values to what a constructor of sentence-transformers takes: functions, distances, modules."""
+"""Turns a config's plain values into arguments of a loss's constructor: functions, distances, modules."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ _GIVEN = ("self", "model", "guide", "gather_across_devices")
 
 def resolved(loss: type, arguments: Mapping[str, Any], embedding_dimension: int | None) -> dict[str, Any]:
     """The keyword arguments of ``loss``'s constructor. Raises ConfigError for a name or value that it does not know."""
-    # Of `__init__`: a class that is marked as deprecated shows the marker's own signature.
+    # From `__init__`, because a class that is marked as deprecated shows the marker's own signature.
     parameters = inspect.signature(loss.__init__).parameters  # type: ignore[misc]
     known = [name for name in parameters if name not in _GIVEN]
     for name in arguments:
@@ -55,7 +55,7 @@ def _similarity(name: str, value: str) -> Any:
 
 
 def _distance(loss: type, name: str, value: str) -> Any:
-    """By the name that the loss's own collection of distances has for it: ``COSINE``, ``cosine_distance``."""
+    """A distance by its name in the loss's own collection: ``COSINE``, ``cosine_distance``."""
     from sentence_transformers.sentence_transformer import losses
 
     collection: Any = {
@@ -71,7 +71,7 @@ def _distance(loss: type, name: str, value: str) -> Any:
 
 
 def _module(name: str, value: str) -> Any:
-    """``torch.nn.L1Loss``, and only what torch has: a config does not run code of anybody's."""
+    """A class by its path, ``torch.nn.L1Loss``; only of torch, since a config must not run arbitrary code."""
     from torch import nn
 
     found = getattr(nn, value.rsplit(".", 1)[-1], None) if value.startswith("torch.nn.") else None

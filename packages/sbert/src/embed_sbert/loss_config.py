@@ -1,4 +1,4 @@
-"""The configs of the losses."""
+"""Configs of the losses."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ if TYPE_CHECKING:
 
 
 class MultipleNegativesRankingConfig(LossConfig):
-    """``MultipleNegativesRankingLoss`` by the core's `infonce`: cosines times ``scale``, cross-entropy.
+    """``MultipleNegativesRankingLoss`` by the core's `infonce`: cross-entropy of cosines times ``scale``.
 
-    The same value and gradient (Henderson et al. 2017, arXiv 1705.00652), in tiles instead of a table of all
-    similarities, each rank its own rows.
+    Its value and gradient are the same (Henderson et al. 2017, arXiv 1705.00652), computed in tiles instead of a table
+    of all similarities, each rank its own rows.
     """
 
     kind: Literal["multiple-negatives-ranking"] = "multiple-negatives-ranking"
@@ -32,8 +32,8 @@ class MultipleNegativesRankingConfig(LossConfig):
     symmetric: bool = False
     """Average with the opposite direction: each positive must find its query among the batch's queries."""
     mask: MaskConfig = MaskConfig()
-    """Passages that must not serve as a query's negatives. sentence-transformers leaves none out; without repeated
-    texts in a batch (sampler `no-duplicates`) neither does this."""
+    """Passages that must not serve as a query's negatives. sentence-transformers leaves none out; if a batch has no
+    repeated texts (sampler `no-duplicates`), neither does this."""
 
     def build(self, context: BuildContext) -> MultipleNegativesRanking:
         """The loss; it has no parameters."""
@@ -45,15 +45,15 @@ class MultipleNegativesRankingConfig(LossConfig):
 class SentenceTransformersLossConfig(LossConfig):
     """A loss of sentence-transformers itself, computed from the embeddings of the global batch.
 
-    All but those that run a model of their own; those name an alternative.
+    All work except those that run a model of their own; the error for these names an alternative.
     """
 
     kind: Literal["sentence-transformers-loss"] = "sentence-transformers-loss"
     name: str
-    """Its class, such as ``CoSENTLoss``."""
+    """The name of its class, such as ``CoSENTLoss``."""
     arguments: dict[str, Any] = Field(default_factory=dict)
-    """Of its constructor, without the model. A function or a distance goes by its name (``dot_score``, ``COSINE``), a
-    class of torch by its path (``torch.nn.L1Loss``)."""
+    """Arguments of its constructor, without the model. A function or a distance is given by name (``dot_score``,
+    ``COSINE``), a class of torch by path (``torch.nn.L1Loss``)."""
 
     @field_validator("name")
     @classmethod

@@ -1,6 +1,6 @@
-"""Every loss of sentence-transformers: what it asks of a batch, or why it cannot be computed from embeddings.
+"""Every loss of sentence-transformers: what it needs of a batch, or why it cannot be computed from embeddings.
 
-Written down, so that a config is checked without importing torch; a test compares it with the installed version.
+The list is fixed, so that a config is checked without importing torch; a test compares it with the installed version.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ from typing import Literal
 Form = Literal[
     "tuples", "pairs", "triplets", "scored-pairs", "angle", "scored-tuples", "classes", "labelled", "teacher"
 ]
-"""What a loss is given. ``tuples``: queries, positives, and a column per hard negative; ``pairs`` and ``triplets``:
-with none and with one; ``scored-pairs``: (query, passage) with a score each; ``angle``: these, or tuples without
+"""The input of a loss. ``tuples``: queries, positives, and a column per hard negative; ``pairs`` and ``triplets``:
+tuples with none and with one; ``scored-pairs``: (query, passage) with a score each; ``angle``: these, or tuples without
 scores; ``scored-tuples``: tuples with a score per passage; ``classes``: texts with the row they are of; ``labelled``:
 pairs with a class; ``teacher``: tuples with a teacher's vector per text."""
 

@@ -1,4 +1,4 @@
-"""A SentenceTransformer as the loop's model. Suffixes of :mod:`embed_core.types`."""
+"""A SentenceTransformer as the training loop's model. Shape suffixes are those of :mod:`embed_core.types`."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ CHILD = "sentence_transformer"
 
 @dataclass(frozen=True)
 class Route:
-    """A way through the model: all texts take one, or each role its own (a Router's)."""
+    """A path through the model: all texts take one, or each role its own (a Router's)."""
 
     reader: Reader
     options: Mapping[str, Any]
-    """What modules are told besides their features: the task."""
+    """Arguments of the modules besides their features, such as the task."""
     names: tuple[str, ...]
     """Names of the modules in the SentenceTransformer, in order."""
 
@@ -45,26 +45,26 @@ class SentenceTransformersModel(nn.Module):
     def __init__(
         self, config: SentenceTransformersModelConfig, sentence_transformer: Any, routes: Mapping[Role, Route]
     ) -> None:
-        """``routes``: by role; the same object for both where all texts go the same way."""
+        """``routes`` by role: the same object for both where all texts go the same way."""
         super().__init__()
         self.config, self.sentence_transformer = config, sentence_transformer
         self.embedding_dimension: int | None = sentence_transformer.get_embedding_dimension()
-        """D."""
+        """Width of the vectors, D."""
         self._cosine = sentence_transformer.similarity_fn_name == "cosine"
         self._routes = dict(routes)
         self._split = routes["query"] is not routes["passage"]
         readers = [route.reader for route in routes.values()]
         if not self._split and isinstance(readers[0], BulkReader):
-            # The engine asks for what a model has: packing and kept token lists, with a tokenizer in bulk.
+            # The engine packs texts and keeps token lists for models that have these attributes.
             self.tokenizer_fingerprint = readers[0].text.fingerprint
             if can_be_packed(self._modules_of(routes["query"])):
                 self.packed = False
         if all(isinstance(reader, BagReader) for reader in readers):
-            self.packed = True  # a chunk of bags is as large as its tokens
+            self.packed = True  # the size of a chunk of bags is its number of tokens
         elif not any(isinstance(module, nn.LSTM) for module in sentence_transformer.modules()):
-            # A packed LSTM gives back the longest text's length, which the mask has to have.
+            # A packed LSTM returns states up to the longest text's length, which the mask must have too.
             self.pad_to_multiple_of = config.pad_to_multiple_of or 1
-        # Before DeepSpeed takes the weights: after that nothing can be copied.
+        # Made before DeepSpeed takes the weights: after that nothing can be copied.
         self._structure = Structure(sentence_transformer, ())
 
     @property
@@ -76,7 +76,7 @@ class SentenceTransformersModel(nn.Module):
         return tokenizer if isinstance(tokenizer, PreTrainedTokenizerBase) else None
 
     def tokenize(self, items: Sequence[Item], role: Role, prompts: Sequence[str | None]) -> list[Encoded]:
-        """See :meth:`embed_core.protocols.Model.tokenize`; a row's prompt takes the place of the model's."""
+        """See :meth:`embed_core.protocols.Model.tokenize`; a row's prompt replaces the model's."""
         encoded = self._routes[role].reader.encode(items, role, prompts)
         if not self._split:
             return encoded
@@ -84,7 +84,7 @@ class SentenceTransformersModel(nn.Module):
         return [replace(one, key=mark + one.key, data={**one.data, "role": role}) for one in encoded]
 
     def collate(self, encoded: Sequence[Encoded]) -> dict[str, Tensor]:
-        """The features of the texts; where the roles go different ways, ``role.feature`` and ``role.rows`` of each."""
+        """The features of the texts; if the roles go different ways, ``role.feature`` and ``role.rows`` of each."""
         multiple = getattr(self, "pad_to_multiple_of", 1)
         if not self._split:
             reader = self._routes["query"].reader
@@ -102,7 +102,7 @@ class SentenceTransformersModel(nn.Module):
         return collated
 
     def forward(self, **inputs: Tensor) -> Embeddings:
-        """What :meth:`collate` gave → dense [N,D], fp32 or wider. Padding and the other texts change nothing."""
+        """What :meth:`collate` gave → dense [N,D], fp32 or wider. Padding and other texts do not change a vector."""
         dense_ND = self._by_role(inputs) if self._split else self._encode(self._routes["query"], inputs)
         if self._cosine and not self.training:
             dense_ND = functional.normalize(dense_ND, dim=-1)
@@ -127,11 +127,11 @@ class SentenceTransformersModel(nn.Module):
         return run(modules, {**route.reader.constants, **features, **route.options}, dict(route.options))
 
     def _by_role(self, inputs: Mapping[str, Tensor]) -> Tensor:
-        """Each role's texts through its own modules, put back in order.
+        """Run each role's texts through its own modules and put the vectors back in order.
 
-        A role without texts runs one of its own, to no effect, where something waits for its modules: where weights are
-        sharded (ZeRO-3) a forward is a collective, and another rank may have texts of that role; in training the engine
-        sums up what embedding tables get over the chunks of a step, and the last of them hands it on.
+        A role without texts runs a dummy text, to no effect, where something waits for its modules: with sharded
+        weights (ZeRO-3) a forward is a collective, and another rank may have texts of that role; in training the engine
+        sums the gradients of embedding tables over the chunks of a step, and the last chunk passes them on.
         """
         needed = torch.is_grad_enabled() or any(hasattr(p, "ds_id") for p in self.sentence_transformer.parameters())
         parts, places = [], []

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 EMBED_REQUIRES = ("data",)
 """Plugins that are activated with this one: the recipe's dataset kinds are embed-data's."""
 EMBED_USES = ("distill", "mrl")
-"""Plugins whose add-ons this one's recipe takes, where they are installed: a teacher, and Matryoshka."""
+"""Plugins whose add-ons this recipe takes if they are installed: a teacher, and Matryoshka."""
 
 
 @hookimpl
@@ -36,7 +36,7 @@ def embed_register_losses() -> Sequence[type[LossConfig]]:
 
 @hookimpl
 def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
-    """``sentence-transformers``: a plain directory of its own."""
+    """``sentence-transformers``: a plain sentence-transformers directory."""
     from embed_sbert.config import SentenceTransformersCheckpointConfig
 
     return [SentenceTransformersCheckpointConfig]
@@ -44,7 +44,7 @@ def embed_register_checkpoints() -> Sequence[type[CheckpointConfig]]:
 
 @hookimpl
 def embed_register_recipes() -> Sequence[type[Recipe]]:
-    """``sbert``, what ``embed run --plugin sbert`` runs."""
+    """``sbert``, the recipe of ``embed run --plugin sbert``."""
     from embed_sbert.recipe import SbertRecipe
 
     return [SbertRecipe]
@@ -52,7 +52,7 @@ def embed_register_recipes() -> Sequence[type[Recipe]]:
 
 @hookimpl
 def embed_run_ended(event: RunEvent) -> None:
-    """The finished model where the recipe's ``output`` says."""
+    """Puts the finished model where the recipe's ``output`` says."""
     from embed_sbert.publish import is_asked_for, publish
 
     if event.rank == 0 and event.error is None and event.export_dir is not None and is_asked_for(event.output_dir):

@@ -1,4 +1,4 @@
-"""The finished model in the output directory itself, where a config asked for it (``checkpoint.in_output_dir``)."""
+"""Puts the finished model into the output directory itself, if a config asks for it (``checkpoint.in_output_dir``)."""
 
 from __future__ import annotations
 
@@ -28,14 +28,14 @@ def publish(output_dir: Path, export_dir: Path) -> None:
 
 
 def is_asked_for(output_dir: Path) -> bool:
-    """By the run's own config, which lies in the directory."""
+    """Whether the run's own config, which lies in the directory, asks for it."""
     path = output_dir / "config.yaml"
     config = yaml.safe_load(path.read_text(encoding="utf-8")) if path.is_file() else None
     return isinstance(config, Mapping) and _asks(config.get("checkpoint"))
 
 
 def _asks(checkpoint: Any) -> bool:
-    """Whether the config, or the one that it wraps (`matryoshka`), asks for it."""
+    """Whether a checkpoint config asks for it: one of this kind, or one around it (`matryoshka`)."""
     if not isinstance(checkpoint, Mapping):
         return False
     if checkpoint.get("kind") == KIND:

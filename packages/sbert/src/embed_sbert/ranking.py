@@ -1,4 +1,4 @@
-"""MultipleNegativesRankingLoss as the core computes it."""
+"""MultipleNegativesRankingLoss, computed by the core's InfoNCE."""
 
 from __future__ import annotations
 

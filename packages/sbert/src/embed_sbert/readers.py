@@ -1,7 +1,7 @@
-"""From texts to what the first module of a chain takes, unpadded, and on to the tensors of a chunk.
+"""Turns texts into the unpadded input of a chain's first module, and that into the tensors of a chunk.
 
-A reader for each kind of first module: one in bulk for tokenizers that pad (:class:`BulkReader`, nearly every model),
-one for bags of tokens (:class:`BagReader`), and one that asks the module itself, text by text (:class:`ModuleReader`).
+There is a reader for each kind of first module: in bulk for tokenizers that pad (:class:`BulkReader`, nearly every
+model), for bags of tokens (:class:`BagReader`), and by the module itself, text by text (:class:`ModuleReader`).
 """
 
 from __future__ import annotations
@@ -20,26 +20,26 @@ from embed_core.text.tokenizer import TextTokenizer
 from embed_core.types import Encoded, Role
 
 _ONE_AT_A_TIME = threading.Lock()
-"""Truncation and padding are state of a tokenizer, and the engine tokenises in a thread of its own."""
+"""A tokenizer keeps truncation and padding as its state, and the engine tokenises in a thread of its own."""
 IDS = "input_ids"
 MASK = "attention_mask"
 PROMPT_LENGTHS = "prompt_lengths"
 TASKS: Mapping[Role, str] = {"query": "query", "passage": "document"}
-"""sentence-transformers' words for the two sides."""
+"""sentence-transformers' words for the two roles."""
 
 
 class Reader(Protocol):
     """What a model asks of the first module of a chain."""
 
     constants: Mapping[str, Any]
-    """Features that are no tensors and the same for every text (``modality``)."""
+    """Features that are not tensors and are the same for every text (``modality``)."""
 
     def encode(self, texts: Sequence[str], role: Role, instructions: Sequence[str | None]) -> list[Encoded]:
-        """Unpadded; an instruction of ``None`` means the role's own prompt."""
+        """The unpadded texts; an instruction of ``None`` means the role's own prompt."""
         ...
 
     def collate(self, encoded: Sequence[Encoded], multiple: int) -> dict[str, Tensor]:
-        """A chunk, padded on the right to a multiple of so many tokens."""
+        """The tensors of a chunk, padded on the right to a multiple of so many tokens."""
         ...
 
 
@@ -52,7 +52,7 @@ class BulkReader:
         self.text = text
 
     def encode(self, texts: Sequence[str], role: Role, instructions: Sequence[str | None]) -> list[Encoded]:
-        """See :class:`Reader`. A text without any token becomes one of padding."""
+        """See :class:`Reader`. A text without any token becomes one padding token."""
         found = self.text.encode(texts, role, instructions)
         return [one if one.length else _ids([self.text.pad_id]) for one in found]
 
@@ -85,9 +85,9 @@ class BagReader:
 
 
 class ModuleReader:
-    """Whatever the module's own ``preprocess`` makes of one text: any module, at the price of a call per text.
+    """Uses the module's own ``preprocess`` text by text: works for any module, at the price of a call per text.
 
-    Tensors of one row are kept as they are, padded together on the right with zeros (ids with the padding id).
+    Tensors of one row are kept as they are, and padded together on the right with zeros (ids with the padding id).
     """
 
     def __init__(self, module: Any, prompts: Mapping[Role, Prompt], *, with_task: bool) -> None:
@@ -143,5 +143,5 @@ def _digest(data: Mapping[str, Any]) -> bytes:
 
 
 def _length(data: Mapping[str, Any]) -> int:
-    """Tokens: what the module pads, else 1 (a bag of words is as dear as any)."""
+    """Length in tokens: the size that the module pads, else 1 (all bags of words cost the same)."""
     return max([1, *(len(value) for name, value in data.items() if name in (IDS, MASK) and value.ndim)])

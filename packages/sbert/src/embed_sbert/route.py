@@ -1,4 +1,4 @@
-"""Which modules a text goes through, and who reads it: looked up in a SentenceTransformer once."""
+"""Finds which modules a text goes through, and its reader: looked up in a SentenceTransformer once."""
 
 from __future__ import annotations
 
@@ -9,20 +9,21 @@ from embed_core.errors import CheckpointError
 from embed_core.text.prompts import Prompt
 from embed_core.text.tokenizer import TextTokenizer
 from embed_core.types import Role
+from embed_core.utils.messages import one_line
 from embed_sbert.model import Route
 from embed_sbert.readers import IDS, MASK, TASKS, BagReader, BulkReader, ModuleReader, Reader
 
 PROBES = ("a", "Two texts, one longer than the other.", "셋째 글")
 _DOCUMENT_PROMPTS = ("document", "passage", "corpus")
 LONG_PROBE = 2_000
-"""Words of a text that most models cut."""
+"""Words of a text that most models have to cut."""
 _MOST = 2**31 - 1
-"""Tokens of a text where a model sets no limit."""
+"""Maximum tokens of a text where a model sets no limit."""
 
 
 def routes_of(built: Any) -> Mapping[Role, Route]:
-    """By role; one object for both where all texts go the same way. Raises CheckpointError for a Router that is not the
-    first module."""
+    """Routes by role; one object for both where all texts go the same way. Raises CheckpointError for a Router that is
+    not the first module."""
     from sentence_transformers.base.modules import Router
 
     names = list(built._modules)
@@ -54,7 +55,7 @@ def _check_strides(built: Any) -> None:
 
 
 def prompt_of(built: Any, role: Role) -> str | None:
-    """As ``encode_query`` and ``encode_document`` choose it."""
+    """The prompt that ``encode_query`` and ``encode_document`` choose."""
     wanted = ("query",) if role == "query" else _DOCUMENT_PROMPTS
     name = next((one for one in wanted if one in built.prompts), built.default_prompt_name)
     prompt: str | None = None if name is None else built.prompts.get(name)
@@ -68,7 +69,7 @@ def _routed(built: Any, role: Role, prompts: Mapping[Role, Prompt]) -> Route:
     try:
         name = router._resolve_route(task=TASKS[role], modality="text")
     except ValueError as error:
-        raise CheckpointError(f"the model's Router has no way for a {role}: {' '.join(str(error).split())}") from None
+        raise CheckpointError(f"the model's Router has no way for a {role}: {one_line(error)}") from None
     inside = [f"{first}.sub_modules.{name}.{number}" for number in range(len(router.sub_modules[name]))]
     if any(isinstance(module, Router) for module in router.sub_modules[name]):
         raise CheckpointError(
@@ -85,7 +86,7 @@ def _task(role: Role) -> Mapping[str, Any]:
 def _reader(
     module: Any, prompts: Mapping[Role, Prompt], names: list[str], built: Any, role: Role | None = None
 ) -> Reader:
-    """The reader for ``module``, the first of ``names``; ``role`` where each has a way of its own."""
+    """The reader for ``module``, the first of ``names``; ``role`` is given where each role has its own."""
     from sentence_transformers.sentence_transformer.modules import Pooling, StaticEmbedding
 
     if isinstance(module, StaticEmbedding):
@@ -99,8 +100,8 @@ def _reader(
 
 
 def _bulk(module: Any, prompts: Mapping[Role, Prompt]) -> TextTokenizer | None:
-    """The core's tokeniser, where it gives the module's own ids: asked of the module, since what ``preprocess`` does
-    besides (chat templates, expansion, sides) is its own affair."""
+    """The core's tokeniser, if it gives the module's own ids. They are compared, because ``preprocess`` may do more
+    (chat templates, expansion, sides)."""
     from sentence_transformers.base.modules import Transformer
 
     tokenizer: Any = getattr(module, "tokenizer", None)
@@ -118,7 +119,7 @@ def _bulk(module: Any, prompts: Mapping[Role, Prompt]) -> TextTokenizer | None:
 
 
 def _same(module: Any, text: TextTokenizer, role: Role, limit: int) -> bool:
-    """Whether ``preprocess`` gives nothing but the same ids, a mask, and token types of 0; also where it has to cut."""
+    """Whether ``preprocess`` gives nothing but the same ids, a mask, and token types of 0, also where it has to cut."""
     texts = [*PROBES, "word " * min(2 * limit, LONG_PROBE)]
     features = dict(module.preprocess(texts, task=TASKS[role]))
     if features.pop("modality", "text") != "text" or set(features) - {IDS, MASK, "token_type_ids"}:

@@ -1,4 +1,4 @@
-"""The recipe from Python."""
+"""Trains the recipe from Python."""
 
 from __future__ import annotations
 

@@ -9,6 +9,7 @@ from typing import Any
 from embed_core.errors import CheckpointError, ConfigError, did_you_mean
 from embed_core.models.from_scratch import FROM_SCRATCH
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 
 WEIGHT_FILES = (
     "model.safetensors",
@@ -111,7 +112,7 @@ def load_tokenizer(directory: Path, *, trust_remote_code: bool = False) -> Any:
 
 def _reason(error: BaseException) -> str:
     """Type and beginning of an error's message: those of transformers go on for paragraphs."""
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text[:200]}{'…' if len(text) > 200 else ''}"
 
 

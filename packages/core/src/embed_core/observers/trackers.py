@@ -19,6 +19,7 @@ from typing import TYPE_CHECKING, Any
 from embed_core.errors import ConfigError
 from embed_core.observers.metrics_log import is_logged, step_record
 from embed_core.plugin.hookspecs import hookimpl
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from embed_core.config.run import TrackingConfig
@@ -199,5 +200,5 @@ def _silence_accelerate() -> None:
 
 
 def _one_line(error: BaseException) -> str:
-    text = " ".join(str(error).split())
+    text = one_line(error)
     return f"{type(error).__name__}: {text}" if text else type(error).__name__

@@ -14,6 +14,7 @@ import pluggy
 from embed_core.config.registry import Registry
 from embed_core.errors import EmbedError, PluginError, did_you_mean
 from embed_core.plugin import hookspecs
+from embed_core.utils.messages import one_line
 
 GROUP = "embed"
 SLOT_HOOKS = {
@@ -72,7 +73,7 @@ def load_module(plugin: Installed) -> ModuleType:
     try:
         module = plugin.entry_point.load()
     except (Exception, SystemExit) as error:
-        raise PluginError(f"{_who(plugin)} cannot be imported: {type(error).__name__}: {_one_line(error)}") from error
+        raise PluginError(f"{_who(plugin)} cannot be imported: {type(error).__name__}: {one_line(error)}") from error
     wanted = getattr(module, "EMBED_API_VERSION", hookspecs.API_VERSION)
     if wanted != hookspecs.API_VERSION:
         raise PluginError(
@@ -174,7 +175,7 @@ def _register(manager: pluggy.PluginManager, registry: Registry, plugin: Install
         _check_hook_names(manager, module)
         manager.check_pending()
     except (pluggy.PluginValidationError, ValueError) as error:
-        raise PluginError(f"{_who(plugin)}: {_one_line(error)}") from error
+        raise PluginError(f"{_who(plugin)}: {one_line(error)}") from error
     for slot, hook in SLOT_HOOKS.items():
         for config in _answer(manager, plugin, module, hook):
             _check_class(plugin, hook, config, slot)
@@ -206,7 +207,7 @@ def _answer(manager: pluggy.PluginManager, plugin: Installed, module: Any, hook:
     try:
         answer = implementation()
     except Exception as error:
-        raise PluginError(f"{_who(plugin)}: {hook} failed: {type(error).__name__}: {_one_line(error)}") from error
+        raise PluginError(f"{_who(plugin)}: {hook} failed: {type(error).__name__}: {one_line(error)}") from error
     if not isinstance(answer, (list, tuple)):
         raise PluginError(f"{_who(plugin)}: {hook} must return a list of classes, not {type(answer).__name__}")
     return answer
@@ -272,7 +273,3 @@ def status(active: Iterable[str] = ()) -> list[PluginStatus]:
 def _who(plugin: Installed) -> str:
     version = f" {plugin.version}" if plugin.version else ""
     return f"plugin {plugin.name!r} ({plugin.package}{version})"
-
-
-def _one_line(error: BaseException) -> str:
-    return " ".join(str(error).split())

@@ -19,6 +19,7 @@ from embed_core.config.component import CheckpointConfig
 from embed_core.distributed.process_group import Ranks, is_lost_rank
 from embed_core.errors import CheckpointError
 from embed_core.train.output_dir import replace_directory, write_text
+from embed_core.utils.messages import one_line
 
 _NAME = re.compile(r"step-(\d{8})")
 
@@ -110,7 +111,7 @@ class CheckpointStore:
         except Exception as error:  # whatever torch, pickle and DeepSpeed raise for a file that is not what it was
             if is_lost_rank(error):
                 raise
-            cause = f"DeepSpeed's part cannot be loaded ({type(error).__name__}: {_line(error)})"
+            cause = f"DeepSpeed's part cannot be loaded ({type(error).__name__}: {one_line(error, 160)})"
         if cause:
             raise CheckpointError(f"{self.path(step)}: {cause}: delete it to resume from an earlier state")
 
@@ -177,10 +178,6 @@ def check_same_run(saved: TrainState, now: TrainState) -> None:
 def _write_state(folder: Path, state: TrainState) -> None:
     content = {**asdict(state), "files": _sizes(folder)}
     write_text(folder / "state.json", json.dumps(content, indent=2))
-
-
-def _line(error: BaseException) -> str:
-    return " ".join(str(error).split())[:160]
 
 
 def _sizes(folder: Path) -> dict[str, int]:

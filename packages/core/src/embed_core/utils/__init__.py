@@ -1,1 +1,1 @@
-"""Small helpers that know nothing of training: atomic files and hashes."""
+"""Small helpers that know nothing of training: atomic files, hashes and error texts."""

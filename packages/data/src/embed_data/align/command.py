@@ -1,4 +1,4 @@
-"""``embed align``: which chunks of a document are enough to answer a question. Imports nothing heavy."""
+"""``embed align``: finds which chunks of a document are enough to answer a question. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ def align(
     ] = None,
     chunk_by: Annotated[str, typer.Option(help="tokens, sentences or paragraphs.")] = "tokens",
     chunk_size: Annotated[int | None, typer.Option(help="Size of a chunk; default 512 tokens, 5 sentences.")] = None,
-    chunk_overlap: Annotated[int | None, typer.Option(help="Default 12 tokens, 1 sentence.")] = None,
+    chunk_overlap: Annotated[int | None, typer.Option(help="Of neighbours; default 12 tokens, 1 sentence.")] = None,
     lm: Annotated[str | None, typer.Option(help="Causal language model: a directory or hub name.")] = None,
     lm_url: Annotated[
         str | None, typer.Option(help="OpenAI-compatible server that has it: http://host:8000/v1.")
@@ -46,14 +46,14 @@ def align(
     normalise: Annotated[str, typer.Option(help="minmax (per question and document) or raw.")] = "minmax",
     short_chunk: Annotated[int, typer.Option(help="Chunks of fewer tokens score less in proportion; 0 = no.")] = 10,
     positives: Annotated[int, typer.Option("--positives", "-m", help="Best chunks that become positives.")] = 10,
-    negatives: Annotated[int, typer.Option("--negatives", "-n", help="Random others that become negatives.")] = 20,
+    negatives: Annotated[int, typer.Option("--negatives", "-n", help="Random other chunks: the negatives.")] = 20,
     seed: Annotated[int, typer.Option(min=0, help="Seed of the negatives.")] = 42,
     nproc: Annotated[int, typer.Option(min=1, help="Ranks to start on this machine.")] = 1,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs; scores are used again.")] = False,
 ) -> None:
     """Score the chunks of each question's document by a language model and a retriever; write training rows.
 
-    Killed, the same command goes on."""
+    Repeat a killed command to continue it."""
     from embed_data.align.request import AlignRequest, ChunkChoice, LanguageModelChoice, parse_weights
     from embed_data.mining.request import ModelChoice
 
@@ -100,7 +100,7 @@ def _run(request: AlignRequest) -> None:
 
 
 def summary(request: AlignRequest, report: Mapping[str, int]) -> Iterator[str]:
-    """The last screen: histograms and tables, then what was written and what was not."""
+    """The final summary: histograms and tables, then what was written and what was not."""
     from embed_data.align.output.report import lines
 
     yield from lines(report)

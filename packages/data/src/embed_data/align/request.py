@@ -17,19 +17,19 @@ CHUNK_BY = ("tokens", "sentences", "paragraphs")
 NORMALISE = ("minmax", "raw")
 PRECISIONS = ("auto", "fp32", "bf16", "fp16")
 DEFAULT_SIZES = {"tokens": (512, 12), "sentences": (5, 1), "paragraphs": (1, 0)}
-"""Size and overlap where none is given. ARK's other settings: tokens 64/8, sentences 1/0."""
+"""Default size and overlap by unit. ARK's other settings: tokens 64/8, sentences 1/0."""
 COMPONENTS = ("forward", "backward", "parameter")
 
 
 @dataclass(frozen=True, slots=True)
 class ChunkChoice:
-    """How documents are cut. Raises ConfigError."""
+    """How documents are cut into chunks. Raises ConfigError."""
 
     by: ChunkBy = "tokens"
     size: int | None = None
     """Tokens, sentences or paragraphs of one chunk; None = 512, 5, 1."""
     overlap: int | None = None
-    """Units that neighbouring chunks share; None = 12, 1, 0."""
+    """Overlap of neighbours in the same unit; None = 12, 1, 0."""
 
     def __post_init__(self) -> None:
         if self.by not in CHUNK_BY:
@@ -42,7 +42,7 @@ class ChunkChoice:
 
     @property
     def resolved(self) -> tuple[int, int]:
-        """Size and overlap; a size that is given brings no default overlap that does not fit into it."""
+        """Size and overlap. With a size of its own, the default overlap is an eighth of the size at most."""
         size, overlap = DEFAULT_SIZES[self.by]
         if self.size is not None:
             size, overlap = self.size, min(overlap, max(0, self.size // 8))
@@ -54,9 +54,9 @@ class LanguageModelChoice:
     """The causal LM of the forward and backward scores: local weights, or a server. Raises ConfigError."""
 
     path: str | None = None
-    """A model directory or hub name; behind a server the name it serves the model by."""
+    """A model directory or hub name; with a server, the name by which it serves the model."""
     url: str | None = None
-    """Base of an OpenAI-compatible server (``http://host:8000/v1``); None = computed here."""
+    """Base address of an OpenAI-compatible server (``http://host:8000/v1``); None = the model runs here."""
     tokenizer: str | None = None
     """Directory or hub name of the tokenizer; None = that of ``path``. It also counts the tokens of chunks."""
     precision: str = "auto"
@@ -66,7 +66,7 @@ class LanguageModelChoice:
     batch_tokens: int = 16384
     """Tokens of one local forward, padding and cached prefixes included, at most (one text at least)."""
     concurrency: int = 8
-    """Requests under way at a server."""
+    """Concurrent requests to a server."""
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -91,15 +91,15 @@ class AlignRequest:
     data: Path
     """JSONL rows ``{input, answers, context}``, SQuAD in either form, or a BEIR folder."""
     output: Path
-    """Folder of the results; what was scored stays in its ``.work``."""
+    """Folder of the results; the scores stay in its ``.work``."""
     split: str | None = None
     group_by: str | None = None
-    """Key whose equal values put contexts together into one document (``title``); None = one context, one document."""
+    """Key whose equal values join contexts into one document (``title``); None = one context, one document."""
     chunks: ChunkChoice = ChunkChoice()
     lm: LanguageModelChoice = LanguageModelChoice()
     retriever: ModelChoice = field(default_factory=ModelChoice)
     way: str | None = None
-    """Way of scoring of the retriever; None = dense, or its first."""
+    """Way of scoring of the retriever; None = dense, or the model's first."""
     weights: tuple[float, float, float] = (1.0, 0.3, 1.0)
     """Weights of the forward, backward and parameter scores."""
     normalise: Normalise = "minmax"
@@ -128,7 +128,7 @@ class AlignRequest:
 
     @property
     def components(self) -> tuple[str, ...]:
-        """The scores that are computed: those whose model is given, wanted or only looked at."""
+        """The scores that are computed: those whose model is given, whatever their weight."""
         language = COMPONENTS[:2] if self.lm.path is not None else ()
         return (*language, *(COMPONENTS[2:] if self.retriever.given else ()))
 
@@ -161,5 +161,5 @@ def parse_weights(text: str) -> tuple[float, float, float]:
 
 
 def weights_text(weights: tuple[float, float, float]) -> str:
-    """As the option is written."""
+    """The weights as the option is written."""
     return ",".join(f"{weight:g}" for weight in weights)

@@ -1,4 +1,4 @@
-"""One alignment: chunk, score by both models, combine, write. Each step finds on disk what was done before."""
+"""Runs one alignment: chunk, score by both models, combine, write. Each step continues from what is on disk."""
 
 from __future__ import annotations
 
@@ -24,12 +24,12 @@ if TYPE_CHECKING:
     from embed_data.mining.output.progress import Progress
 
 VERSION = 1
-"""The version of chunking and scoring: raise it when the same request gives other numbers."""
+"""Version of chunking and scoring: raise it when the same request gives other numbers."""
 OUTPUTS = ("scored.jsonl", "chunks.jsonl", "rows.jsonl", "swift.jsonl", "failed.jsonl", "report.json")
 
 
 def run(request: AlignRequest, ranks: Ranks, announce: Announce, progress: Progress) -> dict[str, Any]:
-    """Align; what the report says. Raises EmbedError for everything a user can mend.
+    """Align; returns the report. Raises EmbedError for everything a user can fix.
 
     The same request gives the same bytes after any number of kills, and on any number of ranks.
     """
@@ -96,9 +96,9 @@ def _parameter_stage(
 
 
 def check_folder(output: Path, names: tuple[str, ...], *, overwrite: bool, others: bool = False) -> None:
-    """Raises CheckpointError where the folder cannot take the outputs, or has them and may not be overwritten.
+    """Raises CheckpointError where the folder cannot take the outputs, or has them already without ``overwrite``.
 
-    ``others``: it may hold the outputs of other stages.
+    ``others`` allows the outputs of other stages in it.
     """
     if output.exists() and not output.is_dir():
         raise CheckpointError(f"output {str(output)!r} is a file: give the name of a folder")
@@ -123,7 +123,7 @@ def _tokenizer(request: AlignRequest) -> Any:
 
     from embed_core.models.hub import load_tokenizer, model_directory
 
-    # A folder with nothing but a tokenizer will do.
+    # A folder with nothing but a tokenizer is enough.
     directory = Path(name).expanduser()
     tokenizer = load_tokenizer(directory if directory.is_dir() else model_directory(name))
     if not tokenizer.is_fast:

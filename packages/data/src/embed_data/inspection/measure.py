@@ -28,14 +28,14 @@ if TYPE_CHECKING:
     from embed_data.formats.options import FileFields
 
 SHOWN = 3
-"""Examples of a fault."""
+"""Examples shown per fault."""
 PARTS = ("query", "pos", "neg")
 TOKENIZED_AT_ONCE = 1000
 
 
 @dataclass(frozen=True)
 class Lengths:
-    """The lengths of the texts of one column."""
+    """Lengths of the texts of one column."""
 
     texts: int
     mean: float
@@ -46,7 +46,7 @@ class Lengths:
 
 @dataclass
 class Inspection:
-    """One source, looked at."""
+    """The measures of one source."""
 
     name: str
     place: str
@@ -55,17 +55,17 @@ class Inspection:
     read: int
     usable: int
     bad: dict[str, int]
-    """Reason → rows."""
+    """Reason → number of rows."""
     bad_examples: list[str]
     skipped_file: str | None
     characters: dict[str, Lengths] = field(default_factory=dict)
     tokens: dict[str, Lengths] = field(default_factory=dict)
     too_long: dict[str, int] = field(default_factory=dict)
-    """Column → texts over the maximum length, where a tokenizer and a length were given."""
+    """Column → number of texts over the maximum length, where a tokenizer and a length were given."""
     counts: dict[str, int] = field(default_factory=dict)
-    """Rows with negatives, with scores, …"""
+    """Numbers of rows with negatives, with scores, …"""
     duplicates: dict[str, int] = field(default_factory=dict)
-    """What → texts or rows that occurred before."""
+    """What → number of texts or rows that occurred before."""
     leaks: dict[str, list[str]] = field(default_factory=dict)
     """Evaluation set → examples; see ``leak_counts``."""
     leak_counts: dict[str, dict[str, int]] = field(default_factory=dict)
@@ -73,7 +73,7 @@ class Inspection:
 
 @dataclass(frozen=True)
 class Measure:
-    """How texts are measured besides by characters."""
+    """How texts are measured besides in characters."""
 
     tokenizer: Any = None
     """A ``tokenizers.Tokenizer``."""
@@ -167,7 +167,7 @@ class _Sizes:
                     self._tokenize(part)
 
     def finish(self) -> None:
-        """Measure what is still waiting."""
+        """Measure the texts that are still waiting."""
         for part in PARTS:
             self._tokenize(part)
 
@@ -216,8 +216,8 @@ class _Repeats:
 
 
 def _evaluation_texts(path: str, context: BuildContext) -> dict[str, dict[bytes, bytes]]:
-    """``query`` and ``pos`` → what the evaluation set's texts have in common with the same text elsewhere, and which
-    text that is: a document that has a title is also known without it."""
+    """``query`` and ``pos`` → the key of each text of the evaluation set, equal for the same text elsewhere → which
+    text it is. A document that has a title is also known without it."""
     from embed_data.formats.options import FileFields
 
     how = FileFields(on_bad_row="skip")
@@ -233,7 +233,7 @@ def _evaluation_texts(path: str, context: BuildContext) -> dict[str, dict[bytes,
 
 
 def _titled(source: Source) -> Iterator[tuple[bytes, bytes]]:
-    """Documents of a BEIR folder that have a title: with it, as they are read, and without."""
+    """Keys of a BEIR folder's documents that have a title: with it, as they are read, and without."""
     if source.folder is None:
         return
     file = JsonlFile(source.folder / "corpus.jsonl")
@@ -243,7 +243,7 @@ def _titled(source: Source) -> Iterator[tuple[bytes, bytes]]:
 
 
 class _Leaks:
-    """Texts of evaluation sets that occur in the training rows, apart from case, width, spaces and titles."""
+    """Finds texts of evaluation sets in the training rows, whatever their case, width, spaces and titles."""
 
     def __init__(self, sets: dict[str, dict[str, dict[bytes, bytes]]], source: Source) -> None:
         self._sets = sets
@@ -251,7 +251,7 @@ class _Leaks:
         self.examples: dict[str, list[str]] = {name: [] for name in sets}
         wanted = {key for known in sets.values() for key in known["pos"]}
         self._bare = {whole: bare for whole, bare in _titled(source) if bare in wanted} if sets else {}
-        """Documents of the rows that have a title → the same documents without it."""
+        """For the rows' own documents with a title: the key with it → the key without."""
 
     def add(self, row: Row) -> None:
         if self._sets:

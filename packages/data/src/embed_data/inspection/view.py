@@ -1,4 +1,4 @@
-"""An inspection as lines for people."""
+"""An inspection as lines for the user."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ NAMES = {"query": "queries", "pos": "positives", "neg": "negatives"}
 
 
 def lines(found: Inspection) -> Iterator[str]:
-    """Aligned, one fact a line."""
+    """Aligned lines, one fact each."""
     yield f"{found.name}: {found.place}"
     yield _fact("format", found.format)
     yield _fact("columns", ", ".join(found.columns) or "-")

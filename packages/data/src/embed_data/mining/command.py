@@ -1,4 +1,4 @@
-"""``embed mine``: hard negatives for a dataset, or an audit of those it has. Imports nothing heavy."""
+"""``embed mine``: mines hard negatives for a dataset, or audits those it has. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -50,14 +50,14 @@ def mine(
         float | None, typer.Option(help="Negatives score at least this much below the positive.")
     ] = None,
     relative_margin: Annotated[
-        float | None, typer.Option(help="The same as a share of the positive's score: 0.05.")
+        float | None, typer.Option(help="The same margin as a share of the positive's score: 0.05.")
     ] = None,
     draw: Annotated[str, typer.Option(help="top: the hardest that qualify; sample: a random few of them.")] = "top",
     cross_encoder: Annotated[
         str | None, typer.Option(help="A sentence-transformers CrossEncoder for margins, order and scores.")
     ] = None,
-    teacher: Annotated[str | None, typer.Option(help="A registered model for the same, as of --model.")] = None,
-    overlap: Annotated[float, typer.Option(help="Share in common from which on two texts are the same.")] = 0.5,
+    teacher: Annotated[str | None, typer.Option(help="A registered model for the same, given as for --model.")] = None,
+    overlap: Annotated[float, typer.Option(help="Shared part from which two texts are the same.")] = 0.5,
     audit: Annotated[bool, typer.Option("--audit", help="Find doubtful negatives of the data instead.")] = False,
     mask: Annotated[str | None, typer.Option(help="drop or mark what the audit finds, in --masked-data.")] = None,
     masked_data: Annotated[Path | None, typer.Option(help="Where the masked rows go (JSONL).")] = None,
@@ -106,14 +106,14 @@ def execute(request: MiningRequest, nproc: int, context: typer.Context) -> None:
 
 
 def _check_before_torch(request: MiningRequest) -> None:
-    """What can be told at once, before ranks start and import it."""
+    """Check what can be checked before ranks start and import torch."""
     from embed_data.formats.detect import existing
     from embed_data.mining.output.work import check_output
     from embed_data.mining.rank.model import resolve_model
 
     for path in filter(None, (request.output, request.masked_data)):
         check_output(path, overwrite=request.overwrite)
-    named = request.reading.format == "datasets"  # perhaps on the hub
+    named = request.reading.format == "datasets"  # it may be a name on the hub
     for path in filter(None, (None if named else request.data, request.corpus)):
         existing(path)
     for choice in request.models:
@@ -126,7 +126,7 @@ def _run(request: MiningRequest) -> None:
     from embed_data.mining.output.report import lines
     from embed_data.mining.session import run
 
-    # BM25 on one rank is over before torch is imported.
+    # BM25 on one rank is done before torch would be imported.
     alone = environment()[1] == 1 and request.by != "dense" and not (request.cross_encoder or request.teacher)
     with nullcontext(Ranks(0, 1, 0, "cpu")) if alone else joined() as ranks:
         counts = run(request, ranks, to_stderr(ranks), Progress(shown=ranks.rank == 0))

@@ -23,7 +23,7 @@ LAST_RANK = 100
 
 @dataclass(frozen=True, slots=True)
 class ModelChoice:
-    """Which registered model: as in ``embed run``, and the weights."""
+    """Which registered model to use, as in ``embed run``, and its weights."""
 
     path: str | None = None
     """A run's output directory, its ``model`` folder, or any directory that the plugin's model loads."""
@@ -34,7 +34,7 @@ class ModelChoice:
 
     @property
     def given(self) -> bool:
-        """Whether any of it was."""
+        """Whether a path, a plugin or a config was given."""
         return bool(self.path or self.plugins or self.config)
 
 
@@ -45,16 +45,16 @@ class MiningRequest:
     data: Path
     """Rows (query, positives, optional negatives and ``answers``) of any format that dataset kind `file` reads."""
     output: Path
-    """The rows with their negatives (JSONL); of an audit the findings."""
+    """The rows with their negatives (JSONL); for an audit, its findings."""
     corpus: Path | None = None
-    """Where negatives come from: a file of ``text``, or a BEIR folder. None = the BEIR folder's own, else all
-    positives of the data."""
+    """Where negatives come from: a file of ``text``, or a BEIR folder. None = the data's own corpus if it is a BEIR
+    folder, else all positives of the data."""
     split: str | None = None
     """Which ``qrels`` of a BEIR folder, or split of a Hugging Face dataset; None = the only one, or ``train``."""
     reading: FileFields = field(default_factory=FileFields)
     """How the data is read: ``format``, ``columns``, ``header``, ``subset``."""
     by: By = "bm25"
-    """What ranks the corpus; ``scores`` (audits only) = what the rows say."""
+    """What ranks the corpus; ``scores`` (audits only) = the rows' own scores."""
     model: ModelChoice = ModelChoice()
     way: str | None = None
     """Way of scoring of a dense model; None = ``dense``, or the model's first."""
@@ -64,22 +64,22 @@ class MiningRequest:
     """Negatives per row, at most."""
     first_rank: int = 1
     last_rank: int = LAST_RANK
-    """Ranks considered, from 1, known positives not counted."""
+    """Ranks considered, counted from 1 without the known positives."""
     absolute_margin: float | None = None
     """A negative scores at most the lowest positive's score less this."""
     relative_margin: float | None = None
     """A negative scores at most the lowest positive's score less this share of it."""
     draw: Draw = "top"
     cross_encoder: str | None = None
-    """A sentence-transformers CrossEncoder: margins, order and written scores are by it."""
+    """A sentence-transformers CrossEncoder that gives margins, order and written scores."""
     teacher: str | None = None
-    """A registered model in the same place, its directory as of ``model.path``."""
+    """A registered model that does the same; a directory as in ``model.path``."""
     overlap: float = 0.5
-    """Share of a text's 8-character windows found in a positive from which on it counts as the same text."""
+    """A text with this share of its 8-character windows in a positive counts as the same text."""
     seed: int = 42
     audit: bool = False
     mask: Mask | None = None
-    """What an audit does with what it found, in ``masked_data``."""
+    """What an audit does with the negatives it finds, in ``masked_data``."""
     masked_data: Path | None = None
     overwrite: bool = False
 
@@ -93,14 +93,14 @@ class MiningRequest:
 
     @property
     def judge(self) -> str:
-        """What the written scores are by, for the user."""
+        """Where the written scores come from, for the user."""
         if self.cross_encoder:
             return f"cross-encoder {self.cross_encoder}"
         return f"teacher {self.teacher}" if self.teacher else self.by
 
     @property
     def models(self) -> tuple[ModelChoice, ...]:
-        """The registered models that are used: the ranking one, then the teacher, which the same plugin reads."""
+        """The registered models in use: the ranking one, then the teacher, which is read with the same plugin."""
         teacher = ModelChoice(self.teacher, self.model.plugins, self.model.config, self.model.overrides)
         return (*([self.model] if self.by == "dense" else []), *([teacher] if self.teacher else []))
 

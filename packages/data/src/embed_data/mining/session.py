@@ -1,4 +1,4 @@
-"""One mining run or audit: read, plan, index, block after block of rows on all ranks, join."""
+"""Runs one mining or audit: read, plan, index, work on blocks of rows on all ranks, join the results."""
 
 from __future__ import annotations
 
@@ -25,15 +25,15 @@ if TYPE_CHECKING:
 T = TypeVar("T")
 
 VERSION = 1
-"""The version of the plan: raise it when the same command gives something else."""
+"""Version of the plan: raise it when the same command gives another result."""
 BLOCK = 256
-"""Rows that are finished, or lost by a kill, together."""
+"""Rows per block. A block is finished, or lost by a kill, as a whole."""
 NO_RESULT = ("output", "overwrite", "masked_data", "reading")
-"""Fields of a request that do not change what is found, or show in what was read."""
+"""Fields of a request that do not change the result, or whose effect shows in what was read."""
 
 
 def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Progress) -> dict[str, int]:
-    """Mine or audit; the counts of the report. Raises EmbedError for everything a user can mend.
+    """Mine or audit; returns the counts of the report. Raises EmbedError for everything a user can fix.
 
     The same request gives the same bytes on any number of ranks, and after any number of kills.
     """
@@ -51,7 +51,7 @@ def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Prog
     judges = Judges(request, rows, collection, ranks, announce)
     work = Work(request.output, _plan(request, rows, collection, judges.digests))
     found = work.check(overwrite=request.overwrite)
-    ranks.barrier()  # all have looked before one writes
+    ranks.barrier()  # every rank has looked before one writes
     if ranks.rank == 0:
         work.start()
     ranks.barrier()
@@ -71,7 +71,7 @@ def run(request: MiningRequest, ranks: Ranks, announce: Announce, progress: Prog
 
 
 def _work(blocks: Any, work: Work, rows: Rows, ranks: Ranks, progress: Progress, title: str) -> None:
-    """This rank's blocks that are not there yet."""
+    """Process this rank's unfinished blocks."""
     own = range(ranks.rank, _blocks(rows), ranks.world_size)
     members = {number: range(number * BLOCK, min(len(rows), (number + 1) * BLOCK)) for number in own}
     done = sum(len(members[number]) for number in own if work.has_block(number))
@@ -95,7 +95,7 @@ def _opened(request: MiningRequest, announce: Announce) -> tuple[Rows, CorpusFil
 
 
 def _in_turn(ranks: Ranks, opened: Callable[[], T]) -> T:
-    """One rank of each machine first: it makes the copies that the others find."""
+    """Open on one rank of each machine first: it makes the copies that the others find."""
     if ranks.local_rank == 0:
         found = opened()
         ranks.barrier()
@@ -124,7 +124,7 @@ def _check_size(request: MiningRequest, collection: Collection, rows: int) -> No
 
 
 def _plan(request: MiningRequest, rows: Rows, collection: Collection, digests: Mapping[str, str]) -> dict[str, Any]:
-    """Everything that the result depends on, comparable after a round through JSON."""
+    """Everything that the result depends on, equal to itself after a round through JSON."""
     from embed_data.mining.request import ModelChoice
 
     plan: dict[str, Any] = {

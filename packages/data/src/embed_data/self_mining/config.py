@@ -16,9 +16,9 @@ if TYPE_CHECKING:
 class ReminedConfig(DatasetConfig):
     """The rows of another dataset with negatives mined by the model that is being trained, as a phase begins.
 
-    What `embed mine --by dense` does, with the model as the phases before left it: the corpus is ranked for every
-    query, and the ranks asked for become its negatives, the hardest first, with their scores. Never a negative: a
-    positive of any row that asks the same, a text that overlaps with one, one that holds the answer.
+    It does what `embed mine --by dense` does, with the model as the phases before left it: the corpus is ranked for
+    every query, and the ranks asked for become its negatives, the hardest first, with their scores. Never negatives:
+    positives of any row with the same query, texts that overlap with one, texts that hold the answer.
     """
 
     kind: Literal["remined"] = "remined"
@@ -27,8 +27,8 @@ class ReminedConfig(DatasetConfig):
     corpus: str | None = None
     """Where negatives come from: a file of `text`, or a BEIR folder; None = the positives of all rows."""
     answers: str | None = None
-    """Rows with the `answers` to the queries, of any format of kind `file`: texts that hold one are no negatives. None
-    = where the rows themselves are read from JSONL or a BEIR folder, those; else answers are not known, and a line says
+    """Rows with the `answers` to the queries, of any format of kind `file`: texts that hold one are never negatives.
+    None = the rows themselves if they are read from JSONL or a BEIR folder; else answers are not known, and a line says
     so."""
     negatives: int = Field(default=20, gt=0)
     """Negatives per row, at most."""
@@ -41,7 +41,7 @@ class ReminedConfig(DatasetConfig):
     draw: Literal["top", "sample"] = "top"
     """`top`: the hardest that qualify; `sample`: at random of those that do."""
     overlap: float = Field(default=0.5, gt=0, le=1)
-    """Share of a text's 8-character windows found in a positive from which on it counts as the same text."""
+    """A text with this share of its 8-character windows in a positive counts as the same text."""
 
     @model_validator(mode="after")
     def _ranks_rise(self) -> Self:
@@ -51,13 +51,13 @@ class ReminedConfig(DatasetConfig):
         return self
 
     def waits(self) -> bool:
-        """It needs the model of the phases before."""
+        """Always: it needs the model of the phases before."""
         return True
 
     def build(self, context: BuildContext) -> Dataset:
-        """Mined once per phase and kept in its folder: a resumed run finds it. All ranks work; raises ConfigError
-        outside of a phase, in the first one, and where there are fewer documents than ranks, DataError for a corpus
-        that cannot be read."""
+        """The dataset, mined once per phase and kept in its folder for a resumed run. All ranks work. Raises
+        ConfigError outside of a phase, in the first one, and where there are fewer documents than ranks, DataError for
+        a corpus that cannot be read."""
         from embed_data.self_mining.dataset import remined
 
         return remined(self, context)

@@ -1,4 +1,4 @@
-"""Rows with negatives that the model in training found: mined in the phase's folder, found there after a resume."""
+"""Rows with negatives mined by the model in training, kept in the phase's folder and found there after a resume."""
 
 from __future__ import annotations
 
@@ -35,20 +35,20 @@ if TYPE_CHECKING:
     from embed_data.self_mining.config import ReminedConfig
 
 VERSION = 1
-"""Raised when the same config, rows and weights give something else."""
+"""Version of the result: raise it when the same config, rows and weights give another one."""
 BLOCK = 256
-"""Rows that are finished, or lost by a kill, together."""
+"""Rows per block. A block is finished, or lost by a kill, as a whole."""
 WHO = "remined"
 
 
 def remined(config: ReminedConfig, context: BuildContext) -> ReminedRows:
-    """The dataset; mines what is not in ``context.phase_dir``. Raises ConfigError and DataError, on every rank."""
+    """The dataset; mines what ``context.phase_dir`` lacks. Raises ConfigError and DataError, on every rank."""
     folder = _folder(context)
     inner = with_rows(context.dataset() if config.inner is None else config.inner.build(context), WHO)
     answers = _answers(config, context)
     target = folder / f"{WHO}-{_key(config, inner, answers)}.jsonl"
     there = target.exists()
-    context.barrier()  # all have looked before one writes
+    context.barrier()  # every rank has looked before one writes
     if not there:
         _Mining(config, context, _Rows(inner, answers), target).run()
     return ReminedRows(inner, target, config.negatives)
@@ -80,7 +80,7 @@ class ReminedRows(ChangedRows):
 
 
 class _Mining:
-    """One mining by the model of the run, on all its ranks."""
+    """One mining with the model of the run, on all its ranks."""
 
     def __init__(self, config: ReminedConfig, context: BuildContext, rows: _Rows, target: Path) -> None:
         if context.encoder is None:
@@ -90,7 +90,7 @@ class _Mining:
             )
         self._context, self._rows, self._target = context, rows, target
         self._encoder = _Encodes(context.encoder)
-        # What embed mine is asked; the model is at hand and is never looked up.
+        # The request of embed mine; the model is at hand and is never looked up.
         self._request = MiningRequest(
             data=Path("the rows of the run"),
             output=target,
@@ -114,7 +114,7 @@ class _Mining:
             )
 
     def run(self) -> None:
-        """Encode, rank block by block, join; every step on all ranks."""
+        """Encode, rank block by block, join; all ranks take part in every step."""
         context, rows = self._context, self._rows
         context.announce(
             f"{WHO}: the model mines for {len(rows):,} rows among {self._collection.minable:,} documents, "
@@ -161,7 +161,7 @@ class _Mining:
 
 
 class _Blocks(MiningBlocks):
-    """A line per row with what training reads of it, and nothing else."""
+    """Writes per row what training reads of it, and nothing else."""
 
     def _row(self, mined: MiningRow, chosen: Any, positives: Sequence[float]) -> dict[str, Any]:
         found = super()._row(MiningRow(mined.row, mined.answers, {}), chosen, positives)
@@ -172,7 +172,7 @@ class _Blocks(MiningBlocks):
 
 
 class _Ranked(Dense):
-    """Queries come from shards too: all ranks encoded them together."""
+    """Takes the queries from shards too, because all ranks encoded them together."""
 
     def __init__(self, rows: _Rows, collection: Collection, encoder: _Encodes, documents: Shards, queries: Shards):
         super().__init__(rows, collection, encoder, documents)  # type: ignore[arg-type] # it only asks for the weights
@@ -193,7 +193,7 @@ class _Encodes:
         self.weights = encoder.scores[self.way]
 
     def encode(self, texts: Sequence[str], role: Role) -> Embeddings:
-        """The kinds that the way of scoring needs, in fp32; a collective."""
+        """Embeddings of the kinds that the way of scoring needs, in fp32; a collective."""
         kept = {kind for kind, weight in self.weights.items() if weight}
         with torch.no_grad():
             dense, sparse, multi = to_float32(self._encoder.encode(texts, role))
@@ -218,7 +218,7 @@ class _Rows:
         return MiningRow(row, self.answers.get(identity(row.query), ()), {"number": index})
 
     def digest(self) -> str:
-        """A digest of the dataset."""
+        """Digest of the dataset."""
         return self.inner.fingerprint()
 
 
@@ -232,20 +232,20 @@ def _folder(context: BuildContext) -> Path:
 
 
 def _answers(config: ReminedConfig, context: BuildContext) -> dict[int, tuple[str, ...]]:
-    """Of every query, from the rows that are named, or from those of the dataset where they are of a format that mining
-    knows."""
+    """The answers to every query, from the rows that the config names, or else from the dataset's own if mining knows
+    their format."""
     if config.answers is not None:
         return _read_answers(open_rows(resolved_path(config.answers), None))
     found: dict[int, tuple[str, ...]] = {}
     for path in _paths(context.data if config.inner is None else config.inner):
-        with suppress(EmbedError):  # rows of another format: nobody said that they have answers
+        with suppress(EmbedError):  # rows of another format need not have answers
             for key, answers in _read_answers(rows_in_place(resolved_path(path))).items():
                 found[key] = tuple(dict.fromkeys([*found.get(key, ()), *answers]))
     return found
 
 
 def _paths(data: Any) -> Iterator[str]:
-    """Files and folders that a dataset's config reads, those of what it wraps or mixes included."""
+    """Files and folders that a dataset's config reads, including those of datasets it wraps or mixes."""
     while data is not None:
         for name in ("path", "data_path"):
             if isinstance(getattr(data, name, None), str):
@@ -267,7 +267,7 @@ def _read_answers(rows: Rows) -> dict[int, tuple[str, ...]]:
 
 
 def _key(config: ReminedConfig, inner: HasRows, answers: Mapping[int, tuple[str, ...]]) -> str:
-    """A digest of all that the result depends on besides the weights, which are those of the phase."""
+    """Digest of all that the result depends on besides the weights, which are those of the phase."""
     own = config.model_dump_json(exclude={"inner", "answers"})
     facts = f"{VERSION}{own}{inner.fingerprint()}{sorted(answers.items())}"
     return blake2b(facts.encode(), digest_size=8).hexdigest()

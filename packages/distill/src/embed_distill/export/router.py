@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from embed_distill.export.config import RouterConfig
@@ -44,8 +45,8 @@ def _loaded(directory: Path, what: str, *, trust_remote_code: bool) -> Any:
         return SentenceTransformer(
             str(directory), device="cpu", trust_remote_code=trust_remote_code, model_kwargs={"dtype": "auto"}
         )
-    except Exception as error:  # a model's own code may raise anything
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # OSError, ValueError, ImportError, whatever a model's own code raises
+        reason = one_line(error, 200)
         raise CheckpointError(
             f"{what} ({str(directory)!r}) cannot be loaded by sentence-transformers "
             f"({type(error).__name__}: {reason}): leave checkpoint.router out, or give a teacher that it loads"

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from embed_core.errors import CheckpointError
 from embed_core.export.layout import write_json
+from embed_core.utils.messages import one_line
 from embed_distill.models.config import Activation
 
 ACTIVATIONS: Mapping[Activation, str] = {
@@ -177,7 +178,7 @@ def _weights(place: Path, layer: Layer) -> dict[str, Tensor]:
         found = load_file(file) if file.is_file() else torch.load(place / "pytorch_model.bin", weights_only=True)
         weights = {name: cast(Tensor, found[name]).float() for name in names}
     except Exception as error:  # SafetensorError, OSError, UnpicklingError, KeyError
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise CheckpointError(
             f"the projection in {place} cannot be read ({type(error).__name__}: {reason}): copy it again"
         ) from None

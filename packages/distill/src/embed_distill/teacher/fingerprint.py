@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError
 from embed_core.utils.atomic import replacing
+from embed_core.utils.messages import one_line
 from embed_distill.store.keys import salt_of
 
 if TYPE_CHECKING:
@@ -125,7 +126,7 @@ def _small_files(name: str, revision: str | None) -> Path:
             return Path(snapshot_download(name, revision=revision, allow_patterns=["*.json", "*/config.json"]))
     except Exception as error:  # httpx, OSError or ValueError: offline, no such repository or revision, no access
         at = f" at revision {revision!r}" if revision else ""
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(
             f"teacher {name!r}{at} is no directory here and cannot be fetched from the model hub "
             f"[{type(error).__name__}: {reason}]: give a local model directory"

@@ -18,7 +18,7 @@ from embed_core.losses.tiled_cross_entropy import FalseMask
 
 
 class Rivals(NamedTuple):
-    """What competes with the positives of N rows."""
+    """The competitors of the positives of N rows."""
 
     log_sum_N: Tensor
     """log Σ exp(similarity / temperature) over the columns that are not masked; hugely negative where none is left."""
@@ -34,15 +34,15 @@ class Field(NamedTuple):
     rows_ND: Tensor
     columns_MD: Tensor
     own_N: Tensor
-    """Column of the row itself, or of its positive: no rival."""
+    """Column of the row itself, or of its positive, which does not compete."""
     false: FalseMask
-    """Which other columns are no rivals, being known positives."""
+    """Other columns that do not compete, being known positives."""
     limit_N: Tensor | None
-    """Columns more similar than it are none either."""
+    """Columns more similar than this do not compete either."""
 
 
 def rivals(field: Field, temperature: float) -> Rivals:
-    """Over a whole table or its tiles, whichever memory allows."""
+    """Computes them over the whole table or tile by tile, as memory allows."""
     if tiled_cross_entropy.fits_in_a_tile(field.rows_ND, field.columns_MD):
         return Rivals(*_among(field.rows_ND, field.columns_MD, field, slice(0, field.rows_ND.shape[0]), temperature))
     height = max(1, _tile_elements(field.rows_ND) // field.columns_MD.shape[0])
@@ -59,11 +59,11 @@ def rivals(field: Field, temperature: float) -> Rivals:
 
 
 def in_groups(logits_K: Tensor, row_K: Tensor, false_K: Tensor, count: int) -> Rivals:
-    """The log-sums over a flat list of pairs: logit k is one of row ``row_K[k]``, of ``count`` rows."""
+    """As :func:`rivals`, over a flat list of pairs: logit k is one of row ``row_K[k]``, of ``count`` rows."""
     lowest = torch.finfo(logits_K.dtype).min
     kept_K = logits_K.masked_fill(false_K, lowest)
     largest_N = kept_K.new_full((count,), lowest).scatter_reduce(0, row_K, kept_K.detach(), "amax")
-    # Rows without any pair have nothing to add up, and log 0 has no gradient that could be used.
+    # Rows without any pair have an empty sum, and log 0 has no gradient that could be used.
     base_N = torch.where(largest_N > lowest, largest_N, torch.zeros_like(largest_N))
     sum_N = torch.zeros_like(base_N).index_add(0, row_K, (kept_K - base_N[row_K]).exp())
     some_N = sum_N > 0
@@ -72,7 +72,7 @@ def in_groups(logits_K: Tensor, row_K: Tensor, false_K: Tensor, count: int) -> R
 
 
 def together(parts: Iterable[Rivals]) -> Tensor:
-    """``[N]``: the log-sum over all of them."""
+    """``[N]``: the log-sum over all parts."""
     sums: Sequence[Tensor] = [part.log_sum_N for part in parts]
     return torch.stack(tuple(sums)).logsumexp(0)
 

@@ -1,6 +1,6 @@
-"""A batch as ms-swift lays it out: one list of vectors, and what they are to each other.
+"""Arranges a batch as ms-swift does: one list of vectors, and labels that say how they relate.
 
-Suffixes of :mod:`embed_core.types`, and M: vectors of a batch in ms-swift's order.
+Shape suffixes are those of :mod:`embed_core.types`, and M: vectors of a batch in ms-swift's order.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 def dense(batch: Batch) -> tuple[Tensor, Tensor]:
-    """Queries and passages, fp32 or wider: near saturation bf16 turns the gradient of these losses round. Raises
+    """Queries and passages in fp32 or wider: near saturation bf16 flips the sign of these losses' gradient. Raises
     ConfigError without dense vectors."""
     query_BD, passage_PD = batch.query.dense_ND, batch.passage.dense_ND
     if query_BD is None or passage_PD is None:
@@ -28,8 +28,8 @@ def dense(batch: Batch) -> tuple[Tensor, Tensor]:
 
 
 def groups(query_BD: Tensor, passage_PD: Tensor, targets: Targets) -> tuple[Tensor, Tensor]:
-    """Each query before its passages, ``[B+P, D]``, and a label for every passage, 1 for the positive: it tells
-    ms-swift where a group begins."""
+    """Each query before its passages, ``[B+P, D]``, and a label for every passage, 1 for the positive, by which
+    ms-swift finds where a group begins."""
     B, P = query_BD.shape[0], passage_PD.shape[0]
     row_P = contrastive.rows_of(targets.groups_B1, P)
     order_M = torch.empty(B + P, dtype=torch.int64, device=query_BD.device)
@@ -41,7 +41,7 @@ def groups(query_BD: Tensor, passage_PD: Tensor, targets: Targets) -> tuple[Tens
 
 
 def pairs(query_BD: Tensor, passage_PD: Tensor, targets: Targets) -> Tensor:
-    """A query and a passage in turn, ``[2·P, D]``: every query with all passages of its group."""
+    """Queries and passages in turn, ``[2·P, D]``: every query with all passages of its group."""
     row_P = contrastive.rows_of(targets.groups_B1, passage_PD.shape[0])
     return torch.stack([query_BD[row_P], passage_PD], dim=1).flatten(0, 1)
 

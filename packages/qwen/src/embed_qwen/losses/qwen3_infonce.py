@@ -18,7 +18,7 @@ if TYPE_CHECKING:
     from embed_qwen.losses_config import Qwen3InfoNCEConfig
 
 TIE = 1e-6
-"""Similarities that differ by less are equal: one product, added up in two orders, is not to the last bit."""
+"""Similarities that differ by less count as equal: a product summed in another order differs in its last bits."""
 
 
 class Qwen3InfoNCE(nn.Module):
@@ -89,7 +89,7 @@ class _Rows:
         )
 
     def _documents(self, rows_nD: Tensor, limit_n: Tensor | None) -> list[Rivals]:
-        """The passages that compete, with the queries or with their positives."""
+        """Rivals among the passages, of the queries or of their positives."""
         if not self.config.in_batch:
             return [self._group(rows_nD, limit_n)]
         if self.config.hard_negatives == "batch":
@@ -100,7 +100,7 @@ class _Rows:
         return self._others(self.query_nD, self.query_BD, self.limit_n)
 
     def _others(self, rows_nD: Tensor, columns_BD: Tensor, limit_n: Tensor | None) -> Rivals:
-        """A column for every row of the batch: its query, or its positive. One with a known positive is no rival."""
+        """Rivals among the batch's rows, by their queries or positives; a row with a known positive is none."""
         diagonal_n = torch.arange(self.own.start, self.own.stop, device=rows_nD.device)
         known = KnownPositives(self.targets, self.config.mask, self.positives_B)
         return self._table(rows_nD, columns_BD, diagonal_n, known, limit_n)
@@ -116,7 +116,7 @@ class _Rows:
         return rivals(Field(rows_nD, columns_MD, own_n, false, limit_n), self.config.temperature)
 
     def _group(self, rows_nD: Tensor, limit_n: Tensor | None) -> Rivals:
-        """The row's own hard negatives."""
+        """Rivals among the row's own hard negatives."""
         low, high = (int(self.targets.groups_B1[place]) for place in (self.own.start, self.own.stop))
         hard_K = torch.arange(low, high, device=rows_nD.device)
         hard_K = hard_K[~torch.isin(hard_K, self.positives_B)]
@@ -128,14 +128,14 @@ class _Rows:
         return in_groups(similarity_K / self.config.temperature, row_K, false_K, self.count)
 
     def _over_positives(self, loss_n: Tensor, log_sum_n: Tensor) -> Tensor:
-        """The mean over the drawn positive, whose loss is given, and every other known one in the batch."""
+        """The mean over the drawn positive, whose loss is given, and all other known positives in the batch."""
         row_E, column_E = self._known_positives()
         similarity_E = (self.query_nD[row_E] * self.passage_PD[column_E]).sum(-1) / self.config.temperature
         more_n = torch.zeros_like(loss_n).index_add(0, row_E, _cross_entropy(log_sum_n[row_E], similarity_E))
         return (loss_n + more_n) / (1 + torch.bincount(row_E, minlength=self.count))
 
     def _known_positives(self) -> tuple[Tensor, Tensor]:
-        """Row (from ``own.start``) and column of each, the drawn ones left out."""
+        """Row (from ``own.start``) and column of every known positive that was not drawn."""
         if not self.config.in_batch:
             column_E = self.known.pairs(self.row_P).nonzero().squeeze(1)
             row_E = self.row_P[column_E]
@@ -155,7 +155,7 @@ class _Rows:
         )
 
     def _candidates(self) -> int:
-        """Pairs of a query and a passage that is not its drawn positive, over all rows of the batch."""
+        """The number of pairs of a query and a passage that is not its drawn positive, over all rows of the batch."""
         if not self.config.in_batch:
             return self.P - self.B
         if self.config.hard_negatives == "batch":

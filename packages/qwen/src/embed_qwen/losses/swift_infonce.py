@@ -25,7 +25,7 @@ class SwiftInfoNCE(nn.Module):
     """``swift.loss.loss_map["infonce"]`` over the global batch: the value and gradient of a single process, on any
     number of ranks.
 
-    ``hard_negatives`` draws again where a row has too few, by the number of the step: the same on every rank.
+    ``hard_negatives`` draws again where a row has too few, seeded by the number of the step: the same on every rank.
     Metrics: ``loss``; ``accuracy``, the share of queries that rank their positive first among all passages.
     """
 
@@ -74,7 +74,7 @@ def _variables(config: SwiftInfoNCEConfig) -> dict[str, str | None]:
 
 @contextmanager
 def _drawing(step: int) -> Iterator[None]:
-    """numpy's global generator, which ms-swift draws from, at a state that the step decides; put back after it."""
+    """Seeds numpy's global generator, which ms-swift draws from, by the step; its state is put back afterwards."""
     before = np.random.get_state()
     np.random.seed(step % 2**32)
     try:

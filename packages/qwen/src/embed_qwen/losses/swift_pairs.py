@@ -19,7 +19,7 @@ class SwiftPairs(nn.Module):
     """``swift.loss.loss_map[name]`` over the pairs of each query with the passages of its group.
 
     Metrics: ``loss``; ``positives``, the share of pairs that are positives (labelled above a half). Where it is 1
-    nothing keeps texts apart, and in time all vectors are the same.
+    nothing keeps texts apart, and in time all vectors become the same.
     """
 
     def __init__(self, name: str, labels: Literal["relevance", "scores"] = "relevance") -> None:
@@ -28,8 +28,8 @@ class SwiftPairs(nn.Module):
         self._loss = swift.loss(name)
 
     def forward(self, batch: Batch, targets: Targets) -> LossOutput:
-        """ms-swift's value. Raises ConfigError without dense vectors, without the scores that it is to learn, for
-        scores that are no labels of this loss, and for a pair labelled as none that would be taken for one."""
+        """ms-swift's value. Raises ConfigError without dense vectors, without the scores that are its labels, for
+        scores outside the range of this loss, and for pairs labelled 0 that would count as positives."""
         query_BD, passage_PD = layout.dense(batch)
         relevance_P = layout.positive_labels(targets)
         if self.labels == "relevance":
@@ -42,7 +42,7 @@ class SwiftPairs(nn.Module):
         return LossOutput(loss, {"loss": loss.detach(), "positives": labels_P.gt(0.5).float().mean()})
 
     def _check_scores(self, labels_P: Tensor, step: int) -> None:
-        """ms-swift would leave pairs out, or push and pull with negative weights."""
+        """Raises ConfigError for scores with which ms-swift would leave pairs out, or use negative weights."""
         if self.name == "cosine_similarity":
             return
         graded = self.name == "contrastive"
@@ -55,7 +55,7 @@ class SwiftPairs(nn.Module):
 
 
 def _check_relevance(targets: Targets) -> None:
-    """ms-swift's rows may say of a pair that it is none: `label: 0`."""
+    """Raises ConfigError for positives that ms-swift's rows mark as none (`label: 0`)."""
     if targets.scores_P is None:
         return
     none = int((targets.scores_P[targets.positive_columns_B] == 0).sum())

@@ -18,6 +18,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from embed_core.errors import DataError
+from embed_core.utils.messages import one_line
 from embed_vision.datasets.items import Picture
 
 MAX_PIXELS = 89_478_485
@@ -53,8 +54,8 @@ def decode(picture: Picture, max_pixels: int = MAX_PIXELS) -> Image.Image:
         raise _error(picture, "does not exist: restore the file or remove the row") from None
     except Image.DecompressionBombError:
         size = "so large that Pillow refuses it"
-    except Exception as error:  # by format and damage: UnidentifiedImageError, OSError, SyntaxError, …
-        reason = re.sub(r" at 0x[0-9a-f]+", "", " ".join(str(error).split()))[:120]
+    except Exception as error:  # UnidentifiedImageError, OSError, SyntaxError, struct.error … by format and damage
+        reason = re.sub(r" at 0x[0-9a-f]+", "", one_line(error))[:120]
         raise _error(
             picture, f"cannot be read ({type(error).__name__}: {reason}): mend the image or remove the row"
         ) from None
@@ -140,7 +141,7 @@ class PictureReader:
         try:
             return self._process(image, text)
         except Exception as error:  # an image too narrow for the model's patches, for instance
-            reason = " ".join(str(error).split())[:160]
+            reason = one_line(error, 160)
             raise _error(
                 picture, f"({image.width} x {image.height}) is refused by the model's image processor: {reason}"
             ) from error

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, Protocol
 from embed_core.config.component import resolved_path
 from embed_core.datasets.sources.jsonl import SUFFIXES, JsonlFile, checked_path
 from embed_core.errors import DataError, did_you_mean
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from datasets import Dataset
@@ -169,7 +170,7 @@ def _loaded(builder: str, place: Path, cache: Path, **more: Any) -> Any:
 
 def _unreadable(place: Path, what: str, error: Exception) -> DataError:
     cause = error.__cause__ or error
-    return DataError(f"{place}: cannot be read as {what}: {' '.join(str(cause).split())[:200]}")
+    return DataError(f"{place}: cannot be read as {what}: {one_line(cause, 200)}")
 
 
 def _no_splits(place: Path, split: str | None) -> None:

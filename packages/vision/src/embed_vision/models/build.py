@@ -15,6 +15,7 @@ from embed_core.models.from_scratch.encoder import seeded
 from embed_core.models.hub import load_encoder, load_tokenizer, model_directory
 from embed_core.protocols import Model
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 from embed_vision.datasets.images import PictureReader, Process, processed_by
 from embed_vision.models.clip import ClipModel, check_clip
 from embed_vision.models.composed import ComposedModel
@@ -159,7 +160,7 @@ def load_image_processor(directory: Path, config: VisionOptions) -> Any:
 
 
 def _unreadable(what: str, directory: Path, error: Exception) -> CheckpointError:
-    reason = " ".join(str(error).split())[:160]
+    reason = one_line(error, 160)
     return CheckpointError(
         f"the {what} in {str(directory)!r} cannot be loaded ({type(error).__name__}: {reason}): copy the files that "
         "were saved with the model (preprocessor_config.json, tokenizer.json) into it"
@@ -188,7 +189,7 @@ def _saved_composed(config: ComposedConfig, root: Path) -> tuple[ComposedConfig,
         }
         keys = {key: facts[key] for key in ("text_pooling", "image_pooling", "max_length")}
     except Exception as error:
-        reason = " ".join(str(error).split())[:160]
+        reason = one_line(error, 160)
         raise CheckpointError(
             f"{str(root)!r} is no composed model that can be loaded ({type(error).__name__}: {reason}): give a "
             "directory that the checkpoint kind `vision` wrote, or text_name_or_path and image_name_or_path"

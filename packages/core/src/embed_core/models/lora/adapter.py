@@ -14,6 +14,7 @@ from embed_core.export.layout import TransformersModel, write_modules, write_tok
 from embed_core.export.model_card import CardText, RunCard, write_card
 from embed_core.models.lora.config import LoraModelConfig
 from embed_core.protocols import Announce
+from embed_core.utils.messages import one_line
 
 SETTINGS = "adapter_config.json"
 HEADS = "heads.safetensors"
@@ -111,7 +112,7 @@ def _read(directory: Path) -> Any:
         settings = PeftConfig.from_pretrained(str(directory))
     except Exception as error:  # JSON's, peft's KeyError, TypeError and ValueError
         raise CheckpointError(
-            f"{file}: cannot be read ({type(error).__name__}: {' '.join(str(error).split())[:160]}): copy it again"
+            f"{file}: cannot be read ({type(error).__name__}: {one_line(error, 160)}): copy it again"
         ) from None
     if not isinstance(settings, LoraConfig):
         raise CheckpointError(f"{file}: an adapter of type {settings.peft_type.value}, not LORA: give a LoRA adapter")
@@ -156,7 +157,7 @@ def _load_adapter(directory: Path, handle: Any) -> None:
         set_peft_model_state_dict(handle, saved)
     except Exception as error:  # peft's ValueError, torch's RuntimeError, SafetensorError, OSError
         raise CheckpointError(
-            f"adapter {str(directory)!r} does not fit model.inner ({' '.join(str(error).split())[:200]}): "
+            f"adapter {str(directory)!r} does not fit model.inner ({one_line(error, 200)}): "
             "use the base model that it was trained on"
         ) from None
 

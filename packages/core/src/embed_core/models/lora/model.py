@@ -16,6 +16,7 @@ from embed_core.models.lora.config import LoraModelConfig
 from embed_core.models.lora.structure import Structure, state_of
 from embed_core.models.wrapper import WrappedModel, part_of
 from embed_core.protocols import Checkpointer
+from embed_core.utils.messages import one_line
 
 
 class LoraModel(WrappedModel):
@@ -43,7 +44,7 @@ class LoraModel(WrappedModel):
                     # `safe_merge` adds into a copy, and checks the result for NaN.
                     handle.merge_and_unload(safe_merge=True)
                 except ValueError as error:
-                    raise CheckpointError(f"the adapters cannot be merged: {' '.join(str(error).split())}") from error
+                    raise CheckpointError(f"the adapters cannot be merged: {one_line(error)}") from error
         return inner, state_of(inner)
 
     def export_with(

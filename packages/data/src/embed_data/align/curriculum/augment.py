@@ -1,4 +1,4 @@
-"""Other ways to ask a question, from the entities around its answer: written by a model, or put together offline."""
+"""Rephrases a question with entities around its answer: written by a model, or put together offline."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embed_data.align.curriculum.chat import Chat
 
 VERSION = 1
-"""The version of the wording: part of the name of what is kept on disk."""
+"""Version of the wording, part of the name of what is kept on disk."""
 WIDTH = 3
 """Entities that an offline query adds to the question."""
 _ASK = (
@@ -24,8 +24,8 @@ _ASK = (
 
 
 def augmented_offline(question: str, answers: Sequence[str], entities: Sequence[str], count: int) -> list[str]:
-    """The question with ``WIDTH`` entities each, evenly from the nearest to the farthest; entities that tell the answer
-    are left out. Without any entity there is no query."""
+    """The question with ``WIDTH`` entities each, evenly from the nearest to the farthest. Entities that give away the
+    answer are left out; without any entity there is no query."""
     kept = [name for name in entities if not _tells(name, answers) and plain(name) not in plain(question)]
     if not kept:
         return []
@@ -37,7 +37,7 @@ def augmented_offline(question: str, answers: Sequence[str], entities: Sequence[
 def augmented_by_model(
     question: str, answers: Sequence[str], entities: Sequence[str], count: int, chat: Chat
 ) -> list[str]:
-    """What the model wrote, less what repeats the question or tells the answer; none where it is of no use."""
+    """What the model wrote, without what repeats the question or gives away the answer; empty if it cannot be used."""
     text = f"Question: {question}\nAnswer: {answers[0]}\nEntities: {'; '.join(entities)}"
     try:
         listed = json_in(chat.ask(_ASK.format(count=count), text))

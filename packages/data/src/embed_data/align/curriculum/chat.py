@@ -1,4 +1,4 @@
-"""A chat model behind an OpenAI-compatible server: one instruction, one text, one answer."""
+"""Asks a chat model behind an OpenAI-compatible server: one instruction, one text, one answer."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ Out = TypeVar("Out")
 
 
 class Chat:
-    """Greedy and seeded, as far as the server heeds it. Safe to call from several threads."""
+    """Greedy and seeded decoding, as far as the server follows it. Safe to call from several threads."""
 
     def __init__(self, server: LanguageServer, seed: int, endpoint: Endpoint | None = None) -> None:
         assert server.url is not None, "a server has an address"
@@ -25,7 +25,7 @@ class Chat:
         self._model, self._seed, self._concurrency = server.model, seed, server.concurrency
 
     def ask(self, instruction: str, text: str) -> str:
-        """The answer. Raises RefusedError for a request that is refused, EndpointError for a server of no use."""
+        """The answer. Raises RefusedError for a refused request, EndpointError for a server that cannot be used."""
         messages = [{"role": "system", "content": instruction}, {"role": "user", "content": text}]
         payload = {"model": self._model, "messages": messages, "temperature": 0, "seed": self._seed}
         answer = self._endpoint.post("chat/completions", payload)
@@ -39,6 +39,6 @@ class Chat:
         return content if isinstance(content, str) else ""
 
     def each(self, function: Callable[[In], Out], things: Iterable[In]) -> list[Out]:
-        """``function`` of every thing, several at a time, in order."""
+        """``function`` of every thing, computed several at a time, in order."""
         with ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(function, things))

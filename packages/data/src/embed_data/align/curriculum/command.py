@@ -1,4 +1,4 @@
-"""``embed curriculum``: the training rows of one stage, from what ``embed align`` found. Imports nothing heavy."""
+"""``embed curriculum``: writes the training rows of one stage from ``embed align``'s. Imports nothing heavy."""
 
 from __future__ import annotations
 
@@ -26,9 +26,9 @@ def curriculum(
     llm_url: Annotated[str | None, typer.Option(help="OpenAI-compatible server for graph and queries.")] = None,
     llm: Annotated[str | None, typer.Option(help="Name of the model there. Default: no model, offline graph.")] = None,
     concurrency: Annotated[int, typer.Option(help="Requests under way at --llm-url.")] = 8,
-    queries: Annotated[int, typer.Option(help="Augmented queries a question.")] = 10,
-    per_query: Annotated[int, typer.Option(help="Chunks that each brings in.")] = 10,
-    negatives: Annotated[int, typer.Option("--negatives", "-n", help="The most negatives of a row.")] = 20,
+    queries: Annotated[int, typer.Option(help="Augmented queries per question.")] = 10,
+    per_query: Annotated[int, typer.Option(help="Chunks that each query adds.")] = 10,
+    negatives: Annotated[int, typer.Option("--negatives", "-n", help="Negatives per row, at most.")] = 20,
     forward_margin: Annotated[
         float | None, typer.Option(help="Negatives are this many nats of forward score below the best positive.")
     ] = None,
@@ -36,9 +36,9 @@ def curriculum(
     seed: Annotated[int, typer.Option(min=0, help="Seed of what is drawn.")] = 42,
     overwrite: Annotated[bool, typer.Option("--overwrite", help="Replace the outputs of this stage.")] = False,
 ) -> None:
-    """Negatives of one stage of a curriculum: random, then by queries from the entities around the answer.
+    """Choose negatives for one stage of a curriculum: random, then by queries from the entities around the answer.
 
-    Mine each stage with the model that the stage before trained. Killed, the same command goes on."""
+    Mine each stage with the model that the stage before trained. Repeat a killed command to continue it."""
     from embed_data.align.curriculum.request import CurriculumRequest, LanguageServer
     from embed_data.mining.request import ModelChoice
 
@@ -77,7 +77,7 @@ def _run(request: CurriculumRequest) -> None:
 
 
 def summary(request: CurriculumRequest, report: Mapping[str, Any]) -> Iterator[str]:
-    """The last screen."""
+    """The final summary."""
     rows = max(1, report["rows"])
     yield (
         f"stage {request.stage}: {report['rows']:,} rows, {report['positives'] / rows:.1f} positives and "

@@ -1,7 +1,7 @@
-"""One stage of ARK's curriculum (arXiv 2511.16326): negatives from the document itself, random, then nearer and nearer.
+"""One stage of ARK's curriculum (arXiv 2511.16326): negatives from the document, random, then ever nearer the answer.
 
-Stage 1 draws them; stages 2 and 3 let augmented queries bring them in, from a large and from a small subgraph around
-the answer. Chunks that hold the answer are never among them.
+Stage 1 draws them; in stages 2 and 3 augmented queries retrieve them, from a large and from a small subgraph around the
+answer. Chunks that hold the answer are never negatives.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ if TYPE_CHECKING:
     from embed_data.mining.output.progress import Progress
 
 VERSION = 1
-"""The version of graphs and mining: raise it when the same request gives something else."""
+"""Version of graphs and mining: raise it when the same request gives another result."""
 
 
 def run(request: CurriculumRequest, ranks: Ranks, announce: Announce, progress: Progress) -> dict[str, Any]:
-    """Write the stage's rows; what the report says. Raises EmbedError for everything a user can mend.
+    """Write the stage's rows; returns the report. Raises EmbedError for everything a user can fix.
 
-    Each step finds on disk what was done before; graphs and queries are those of both mined stages.
+    Each step continues from what is on disk; the two mined stages share graphs and queries.
     """
     check_folder(request.output, request.outputs, overwrite=request.overwrite, others=True)
     aligned = Aligned(request.aligned)
@@ -74,7 +74,7 @@ def _stage(request: CurriculumRequest, name: str, plan: dict[str, Any]) -> Stage
 def _each(
     stage: Stage, count: int, progress: Progress, title: str, rows: Callable[[int], list[dict[str, Any]]]
 ) -> None:
-    """One block a document, those that are not there yet."""
+    """Write one block per document, where it is missing."""
     stage.start()
     done = sum(stage.has(number) for number in range(count))
     with progress.stage(f"{title} of documents", count, done) as advance:
@@ -97,7 +97,7 @@ def _extracted(document: AlignedDocument, chat: Chat | None) -> list[dict[str, A
 def _asked(
     request: CurriculumRequest, document: AlignedDocument, graphs: Stage, number: int, within: Within, chat: Chat | None
 ) -> list[dict[str, Any]]:
-    """The augmented queries of every question, with who wrote them."""
+    """The augmented queries of every question, with their author: the model, or the offline rule."""
     chunks = [
         Extracted(row["entities"], [(first, second) for first, second in row["relations"]], row["offline"])
         for row in graphs.block(number)
@@ -119,7 +119,7 @@ def _asked(
 
 
 def _alike(chunks: list[Extracted], within: Within, least: float) -> list[tuple[str, str]]:
-    """Names whose texts a dense retriever puts within ``least`` of each other."""
+    """Pairs of names whose texts have a cosine of at least ``least`` by a dense retriever."""
     texts: dict[str, str] = {}
     for chunk in chunks:
         for name, description in chunk.entities.items():
@@ -170,7 +170,7 @@ def _row(document: AlignedDocument, question: AlignedQuestion, negatives: list[i
 def _written(
     request: CurriculumRequest, rows: Iterable[dict[str, Any]], how: dict[str, Any] | None = None
 ) -> dict[str, Any]:
-    """Rows in both formats; the report last."""
+    """Write the rows in both formats, and the report last."""
     ours, swift, name = (request.output / file for file in request.outputs)
     request.output.mkdir(exist_ok=True)
     counts = {"rows": 0, "positives": 0, "negatives": 0, "without_negatives": 0}
@@ -192,7 +192,7 @@ def _written(
 
 
 def _how(graphs: Stage, queries: Stage, documents: int) -> dict[str, Any]:
-    """Which way was taken, and how often: the model's answers are not always of use."""
+    """How often the model was used and how often the offline way: the model's answers are not always usable."""
     chunks = [row["offline"] for row in graphs.rows(documents)]
     asked = list(queries.rows(documents))
     return {

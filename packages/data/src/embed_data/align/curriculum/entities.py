@@ -1,4 +1,4 @@
-"""Entities and relations of chunks: by a language model where one is served, else by capitals and rare terms."""
+"""Finds entities and relations in chunks: with a language model if one is served, else by capitals and rare terms."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ if TYPE_CHECKING:
     from embed_data.align.curriculum.chat import Chat
 
 VERSION = 1
-"""The version of the extraction and its wording: part of the name of what is kept on disk."""
+"""Version of the extraction and its wording, part of the name of what is kept on disk."""
 FEW = 3
-"""Capitalised entities below which a chunk gets its rarest terms too: scripts without capitals have none."""
+"""A chunk with fewer capitalised entities gets its rarest terms too: some scripts have no capitals."""
 RARE = 8
 _WORD = re.compile(r"[^\W_][\w'’\-]*")
 _ASK = (
@@ -32,18 +32,18 @@ _ASK = (
 
 @dataclass(frozen=True, slots=True)
 class Extracted:
-    """What one chunk speaks of. Names are upper-cased."""
+    """Entities and relations of one chunk. Names are upper-cased."""
 
     entities: dict[str, str]
-    """Name → description, empty where there is none."""
+    """Name → description, empty if there is none."""
     relations: list[tuple[str, str]] = field(default_factory=list)
-    """None offline: there, entities of one chunk are related."""
+    """Empty if extracted offline: there, all entities of a chunk are related."""
     offline: bool = True
 
 
 def extract_offline(texts: Sequence[str]) -> list[Extracted]:
-    """Of the chunks of one document: runs of capitalised words, numbers of three digits and more, and where these are
-    few the terms that the chunk has and the others lack."""
+    """From the chunks of one document: runs of capitalised words, numbers of three or more digits, and if these are few
+    the terms that the chunk has and the others lack."""
     counted = [Counter(terms(text)) for text in texts]
     spread = Counter(term for one in counted for term in one)
     found = []
@@ -57,7 +57,7 @@ def extract_offline(texts: Sequence[str]) -> list[Extracted]:
 
 
 def extract_by_model(text: str, chat: Chat) -> Extracted | None:
-    """None where the model's answer is of no use: the caller takes what is found offline."""
+    """Entities from the model's answer; None if it cannot be used, and the caller extracts offline."""
     try:
         data = json_in(chat.ask(_ASK, text))
     except RefusedError:
@@ -82,7 +82,7 @@ def extract_by_model(text: str, chat: Chat) -> Extracted | None:
 
 
 def json_in(text: str) -> Any:
-    """The first JSON value in what a model said, fences and talk around it left out; None without any."""
+    """The first JSON value in a model's answer, without fences and talk around it; None if there is none."""
     decoder = json.JSONDecoder()
     for start in (found.start() for found in re.finditer(r"[\[{]", text)):
         try:
@@ -93,15 +93,15 @@ def json_in(text: str) -> Any:
 
 
 def whole_words(small: str, large: str) -> bool:
-    """Whether one text stands in another as whole words, so that ``2`` is not in ``2015``; where a script writes no
-    blanks, anywhere. Both :func:`~embed_data.mining.select.screen.plain`."""
+    """Whether ``small`` is in ``large`` as whole words, so that ``2`` is not in ``2015``; anywhere in scripts without
+    blanks. Both are :func:`~embed_data.mining.select.screen.plain`."""
     if has_no_spaces(small):
         return small in large
     return bool(small) and re.search(rf"(?<!\w){re.escape(small)}(?!\w)", large) is not None
 
 
 def _capitalised(text: str, spread: Counter[str]) -> list[str]:
-    """Upper-cased runs; a word that opens a sentence counts where the document does not use it as a common one."""
+    """Upper-cased runs of capitalised words. A word that opens a sentence counts unless it is a common one."""
     found: list[str] = []
     run: list[str] = []
     last = 0
@@ -123,7 +123,7 @@ def _capitalised(text: str, spread: Counter[str]) -> list[str]:
 
 
 def _common(word: str, spread: Counter[str]) -> bool:
-    """Short words open sentences and say nothing; longer ones are common where most chunks have them."""
+    """Whether a word that opens a sentence is a common one: it is short, or more than two chunks have it."""
     return len(word) <= 4 or spread[word.casefold()] > 2
 
 

@@ -1,4 +1,4 @@
-"""A document's entities as a graph, and the part of it around an answer: personalised PageRank, cut where it drops.
+"""Builds a document's graph of entities and cuts out the part around an answer by personalised PageRank.
 
 After ARK (arXiv 2511.16326): damping 0.85, tolerance 1e-4, 100 iterations; nodes sorted, −log, cut at the largest first
 difference within the sizes asked for.
@@ -39,7 +39,7 @@ def build_graph(chunks: Sequence[Extracted], alike: Sequence[tuple[str, str]] = 
 
 
 def seeds(graph: Any, answers: Sequence[str], near: Sequence[str]) -> list[str]:
-    """The answer's own entities; where the graph has none of them, those of the chunks that hold it (``near``)."""
+    """The answer's own entities; if the graph has none of them, those of the chunks that hold it (``near``)."""
     wanted = [plain(answer) for answer in answers]
     own = [name for name in graph if any(_same(plain(name), answer) for answer in wanted)]
     return sorted(own) or sorted({name for name in near if name in graph})
@@ -77,7 +77,7 @@ def _together(entities: Mapping[str, str]) -> list[tuple[str, str]]:
 
 
 def _same(name: str, answer: str) -> bool:
-    """Whether one is the other, or a part of it that is more than a letter."""
+    """Whether one text is the other, or a part of it that is longer than a letter."""
     small, large = sorted((name, answer), key=len)
     return small == large or (len(small) > 1 and whole_words(small, large))
 

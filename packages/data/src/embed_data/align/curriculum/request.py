@@ -10,7 +10,7 @@ from embed_core.errors import ConfigError
 from embed_data.mining.request import ModelChoice
 
 SIZES = {2: ("large", 20, 50), 3: ("small", 3, 10)}
-"""Stage → subgraph, and the nodes that it has at least and at most (ARK)."""
+"""Stage → name of the subgraph, and its least and largest number of nodes (ARK)."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ class CurriculumRequest:
     stage: int
     """1 random, 2 by queries from large subgraphs, 3 by queries from small ones."""
     retriever: ModelChoice = field(default_factory=ModelChoice)
-    """The current model: what the stage before left. None given = BM25."""
+    """The current model, as the stage before left it. None given = BM25."""
     way: str | None = None
     server: LanguageServer = LanguageServer()
     queries: int = 10
-    """Augmented queries a question and subgraph."""
+    """Augmented queries per question and subgraph."""
     per_query: int = 10
-    """Chunks that each of them brings in."""
+    """Chunks that each of them adds."""
     negatives: int = 20
-    """A row's, at most."""
+    """Negatives per row, at most."""
     forward_margin: float | None = None
-    """Nats of forward score by which a negative must be below the best positive; None = not looked at."""
+    """Nats of forward score by which a negative must be below the best positive; None = not checked."""
     similarity: float = 0.8
-    """Cosine of two entities' names and descriptions from which on an edge joins them; needs a retriever."""
+    """Cosine of two entities' names and descriptions from which an edge joins them; needs a retriever."""
     seed: int = 42
     overwrite: bool = False
 
@@ -73,5 +73,5 @@ class CurriculumRequest:
 
     @property
     def outputs(self) -> tuple[str, str, str]:
-        """Names of the files: rows of ours, of ms-swift's, the report."""
+        """File names of our rows, of ms-swift's rows, and of the report."""
         return f"stage{self.stage}.jsonl", f"stage{self.stage}.swift.jsonl", f"stage{self.stage}.report.json"

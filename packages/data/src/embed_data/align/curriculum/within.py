@@ -1,4 +1,4 @@
-"""Retrieval inside one document, and which chunks several queries bring in together."""
+"""Retrieval inside one document, and the chunks that several queries find together."""
 
 from __future__ import annotations
 
@@ -17,17 +17,17 @@ class Within(Protocol):
     """Scores the texts of one document."""
 
     digest: str
-    """A digest of all that the scores depend on."""
+    """Digest of what the scores depend on."""
     cosines: bool
     """Whether scores are cosines of dense vectors, comparable with a threshold."""
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[float]]:
-        """[queries][passages], higher is better."""
+        """Scores [queries][passages]; higher is better."""
         ...
 
 
 class DenseWithin:
-    """By a registered model: the one that the stage before trained."""
+    """Scores with a registered model, the one that the stage before trained."""
 
     def __init__(self, encoder: TextEncoder) -> None:
         self._encoder = encoder
@@ -35,14 +35,14 @@ class DenseWithin:
         self.cosines = {kind for kind, weight in encoder.weights.items() if weight} == {"dense"}
 
     def scores(self, queries: Sequence[str], passages: Sequence[str]) -> list[list[float]]:
-        """Cosines, or the way's own score."""
+        """Cosines, or the score of the model's way of scoring."""
         from embed_data.align.score.scoring import similarities
 
         return similarities(self._encoder, queries, passages)
 
 
 class Bm25Within:
-    """By the words in common, weighed within the document."""
+    """Scores by the words in common, weighted within the document."""
 
     digest = "bm25"
     cosines = False
@@ -66,7 +66,7 @@ class Bm25Within:
 
 
 def brought_in(scores: Sequence[Sequence[float]], allowed: Sequence[int], per_query: int, wanted: int) -> list[int]:
-    """The ``per_query`` best of ``allowed`` by each query, together; by their best score, ``wanted`` at most."""
+    """The ``per_query`` best of ``allowed`` for each query together: at most ``wanted``, by their best score."""
     best: dict[int, float] = {}
     for own in scores:
         for c in sorted(allowed, key=lambda c: (-own[c], c))[:per_query]:

@@ -16,7 +16,7 @@ TOPS = (1, 3, 5)
 
 
 class Tally:
-    """Takes in one question after another; a few numbers a pair are in memory."""
+    """Adds up statistics question by question; a few numbers per pair are in memory."""
 
     def __init__(self, components: Sequence[str]) -> None:
         self._names = (*components, "combined")
@@ -29,7 +29,7 @@ class Tally:
         self.with_gold = 0
 
     def add(self, scored: Sequence[Scored], gold: Sequence[int]) -> None:
-        """The chunks of one question; ``gold`` are those that hold its answer."""
+        """Add the chunks of one question; ``gold`` are those that hold its answer."""
         whole = [one for one in scored if one.score is not None and None not in one.raw.values()]
         for one in whole:
             for name in self._names:
@@ -48,7 +48,7 @@ class Tally:
             self._hits["chance"][top] += _chance(len(whole), len(right), top)  # type: ignore[assignment]
 
     def result(self) -> dict[str, Any]:
-        """All of it as plain numbers."""
+        """The statistics as plain numbers."""
         import numpy as np
 
         gold = np.frombuffer(self._gold, dtype=np.int8).astype(bool)
@@ -64,7 +64,7 @@ class Tally:
 
 
 def lines(result: Mapping[str, Any]) -> Iterator[str]:
-    """The screen."""
+    """The statistics as lines for the user."""
     for name, one in result["histogram"].items():
         yield from _bars(name, one)
     names = list(result["correlation"])
@@ -111,7 +111,7 @@ def _histogram(np: Any, values: Any, gold: Any) -> dict[str, list[float]]:
 
 
 def _correlation(np: Any, columns: Sequence[Any], names: Sequence[str]) -> dict[str, dict[str, float | None]]:
-    """Pearson's; None where a component is the same for all pairs."""
+    """Pearson correlation of the components; None where a component is the same for all pairs."""
     found: dict[str, dict[str, float | None]] = {name: {} for name in names}
     for name, own in zip(names, columns, strict=True):
         for other, column in zip(names, columns, strict=True):
@@ -121,7 +121,7 @@ def _correlation(np: Any, columns: Sequence[Any], names: Sequence[str]) -> dict[
 
 
 def _chance(chunks: int, right: int, top: int) -> float:
-    """That ``top`` random chunks hold one of the ``right`` ones."""
+    """The probability that ``top`` random chunks include one of the ``right`` ones."""
     missed = 1.0
     for at in range(min(top, chunks)):
         missed *= max(0, chunks - right - at) / (chunks - at)

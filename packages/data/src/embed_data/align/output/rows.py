@@ -1,4 +1,4 @@
-"""Training rows of what was aligned or mined, in the two formats: FlagEmbedding's, as ours, and ms-swift's."""
+"""Training rows of what was aligned or mined, in two formats: FlagEmbedding's, which is ours, and ms-swift's."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ OVERLAP = 0.5
 def training_row(
     asked: Asked, document: str, chunks: Sequence[Chunk], positives: Sequence[int], negatives: Sequence[int]
 ) -> dict[str, Any]:
-    """One row a question: the positive is drawn anew in every epoch, and none serves as another's negative."""
+    """One row per question: every epoch draws one of the positives, and none serves as another's negative."""
     return {
         "query": asked.text,
         "pos": [chunks[c].text for c in positives],
@@ -33,7 +33,7 @@ def training_row(
 
 
 def swift_rows(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """One row a (question, positive), as ms-swift reads them, which has no room for several positives."""
+    """One row per (question, positive), because a row of ms-swift has room for one positive only."""
     for positive in row["pos"]:
         yield {
             "messages": _said(row["query"]),
@@ -45,8 +45,8 @@ def swift_rows(row: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
 def eligible(asked: Asked, chunks: Sequence[Chunk], positives: Sequence[int], unknown: frozenset[int]) -> list[int]:
     """The chunks of a document that may be negatives of the question, in their order.
 
-    Never a positive, a chunk whose score failed (``unknown``), one that holds the answer or most of it, or one that is
-    nearly the same text as a positive (the overlap of neighbours counts).
+    Left out are positives, chunks whose score failed (``unknown``), those that hold the answer or most of it, and those
+    that are nearly the same text as a positive (the overlap of neighbours counts).
     """
     barred = {*positives, *asked.gold, *unknown}
     bodies = [plain(chunks[c].text) for c in positives]
@@ -65,7 +65,7 @@ def eligible(asked: Asked, chunks: Sequence[Chunk], positives: Sequence[int], un
 
 
 def drawn(numbers: Sequence[int], wanted: int, seed: int, key: str) -> list[int]:
-    """``wanted`` of ``numbers`` at random, by seed and question alone, in their order."""
+    """``wanted`` of ``numbers`` at random, in their order; depends on seed and question alone."""
     import numpy as np
 
     own = int.from_bytes(blake2b(key.encode("utf-8", "surrogatepass"), digest_size=8).digest(), "little")

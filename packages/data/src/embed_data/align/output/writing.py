@@ -22,10 +22,10 @@ if TYPE_CHECKING:
 def write_outputs(
     request: AlignRequest, corpus: ChunkedCorpus, stages: Sequence[Iterable[dict[str, Any]]]
 ) -> dict[str, Any]:
-    """All files, each renamed into place; the report, which comes last and says that the others are whole."""
+    """Write all files, each renamed into place; the report, which is returned, comes last and marks them complete."""
     writer = _Writer(request, corpus)
     folder = request.output
-    # One pass over the scores: the smaller files are kept as lines until the large one is written.
+    # One pass over the scores: lines of the smaller files are kept until the large one is written.
     write_whole(folder / "scored.jsonl", writer.scored(joined(stages)))
     write_whole(folder / "chunks.jsonl", _chunk_lines(corpus))
     write_whole(folder / "failed.jsonl", writer.failed)
@@ -49,7 +49,7 @@ class _Writer:
         self.counts["chunks"] = sum(corpus.chunk_counts)
 
     def scored(self, found: Iterator[tuple[int, dict[tuple[int, int], dict[str, Any]]]]) -> Iterator[str]:
-        """One line a question, with every chunk of its document that was scored, the best first, failed ones last."""
+        """One line per question with every scored chunk of its document, the best first, failed ones last."""
         head = next(found, None)
         for document, numbers in enumerate(self._corpus.questions_of):
             rows: Mapping[tuple[int, int], Mapping[str, Any]] = {}
@@ -61,7 +61,7 @@ class _Writer:
                 yield from self._question(document, number, chunks, own)
 
     def rows(self, folder: Any) -> Iterator[dict[str, Any]]:
-        """The training rows of what was just written, one question after another."""
+        """The training rows of the questions just written, in their order."""
         last: tuple[int, list[Chunk]] | None = None
         with (folder / "scored.jsonl").open(encoding="utf-8") as file:
             for line in file:

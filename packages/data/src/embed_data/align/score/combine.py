@@ -1,4 +1,4 @@
-"""Components → one score a chunk → ranks, question by question."""
+"""Combines the components into one score per chunk and ranks the chunks, question by question."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from embed_data.align.request import AlignRequest
 
 SAME = 0.5
-"""The score of a component that is the same for all chunks of a document."""
+"""Scaled value of a component that is the same for all chunks of a document."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,17 +23,17 @@ class Scored:
 
     chunk: int
     raw: Mapping[str, float | None]
-    """By component; None where it failed."""
+    """Raw scores by component; None where it failed."""
     score: float | None
-    """The weighted sum; None where a component that counts failed."""
+    """The weighted sum; None where a component with a weight failed."""
     failed: str | None = None
     trimmed: int = 0
 
 
 def joined(stages: Sequence[Iterable[dict[str, Any]]]) -> Iterator[tuple[int, dict[tuple[int, int], dict[str, Any]]]]:
-    """Document by document, the rows of all stages by (question, chunk): joined by id, never by position.
+    """Document by document, the rows of all stages by (question, chunk), joined by id and never by position.
 
-    Every stage has its rows in the order of the documents, and may lack any of them.
+    Every stage has its rows in the order of the documents; any of them may be missing.
     """
     parts = [groupby(rows, key=lambda row: int(row["document"])) for rows in stages]
     heads = [next(part, None) for part in parts]
@@ -51,7 +51,7 @@ def joined(stages: Sequence[Iterable[dict[str, Any]]]) -> Iterator[tuple[int, di
 def combined(rows: Mapping[int, Mapping[str, Any]], tokens: Sequence[int], request: AlignRequest) -> list[Scored]:
     """The chunks of one question, in document order; ``rows`` by chunk number, ``tokens`` of every chunk.
 
-    ``minmax`` maps each component to 0…1 over the chunks that have it; a failed one neither counts nor disturbs.
+    ``minmax`` maps each component to 0…1 over the chunks that have it; failed ones are ignored.
     """
     raw = {c: {name: row.get(name) for name in request.components} for c, row in sorted(rows.items())}
     weights = {name: weight for name, weight in zip(COMPONENTS, request.weights, strict=True) if weight}
@@ -59,7 +59,7 @@ def combined(rows: Mapping[int, Mapping[str, Any]], tokens: Sequence[int], reque
     found = []
     for c, values in raw.items():
         parts = [(weight, scaled[name][c]) for name, weight in weights.items()]
-        # Not short-circuited by a sum over None: one part that failed, and the chunk has no score.
+        # One failed part leaves the chunk without a score; the other parts are not its score.
         known = [weight * value for weight, value in parts if value is not None]
         score = _shortened(sum(known), tokens[c], request.short_chunk) if len(known) == len(parts) else None
         found.append(Scored(c, values, score, rows[c].get("failed"), int(rows[c].get("trimmed", 0))))
@@ -67,7 +67,7 @@ def combined(rows: Mapping[int, Mapping[str, Any]], tokens: Sequence[int], reque
 
 
 def ranked(scored: Sequence[Scored]) -> list[Scored]:
-    """Those with a score, the best first, equal ones in document order."""
+    """The chunks with a score, the best first, equal ones in document order."""
     return sorted((one for one in scored if one.score is not None), key=lambda one: (-(one.score or 0.0), one.chunk))
 
 
@@ -81,7 +81,7 @@ def _scaled(values: Mapping[int, float | None], how: str) -> dict[int, float | N
 
 
 def _shortened(score: float, tokens: int, enough: int) -> float:
-    """The score lowered in proportion to the missing tokens; a negative score is multiplied instead of divided."""
+    """The score lowered in proportion to the missing tokens; one below 0 moves away from 0, since lower is worse."""
     if not enough or tokens >= enough:
         return score
     share = max(1, tokens) / enough

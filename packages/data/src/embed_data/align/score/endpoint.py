@@ -1,4 +1,4 @@
-"""One OpenAI-compatible server over HTTP, by the standard library: requests, retries, and clear words when it fails."""
+"""A client of one OpenAI-compatible server, by the standard library: requests, retries and clear errors."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ import urllib.request
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import EmbedError
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Callable, Mapping
 
 KEY = "OPENAI_API_KEY"
-"""Environment variable of the key; servers of one's own need none."""
+"""Environment variable of the API key; one's own server needs none."""
 RETRIES = 5
 AGAIN = (408, 409, 425, 429, 500, 502, 503, 504)
 THIS_REQUEST = (400, 413, 422)
-"""The server understood and refuses this one request: others may go through."""
+"""Statuses by which the server refuses one request that it understood: others may succeed."""
 
 
 class RefusedError(Exception):
@@ -27,7 +28,7 @@ class RefusedError(Exception):
 
 
 class EndpointError(EmbedError):
-    """The server cannot be used. What was finished is kept."""
+    """The server cannot be used. Finished work is kept."""
 
 
 class Endpoint:
@@ -39,10 +40,10 @@ class Endpoint:
         self._base, self._timeout, self._pause = base.rstrip("/"), timeout, pause
 
     def post(self, path: str, payload: Mapping[str, Any]) -> dict[str, Any]:
-        """The JSON object that comes back.
+        """The JSON object of the answer.
 
         Raises RefusedError for a request that the server refuses, EndpointError where it cannot be reached after a few
-        attempts, forbids, or answers something else.
+        attempts, denies access, or answers something else.
         """
         reason = ""
         for attempt in range(RETRIES):
@@ -57,7 +58,7 @@ class Endpoint:
                 if error.code not in AGAIN:
                     hint = f": set {KEY}" if error.code in (401, 403) else ""
                     raise EndpointError(f"{self._base}/{path} answers {reason}{hint}") from None
-            except OSError as error:  # URLError, timeouts, connections that break
+            except OSError as error:  # URLError, timeouts, broken connections
                 reason = str(getattr(error, "reason", error))
         raise EndpointError(
             f"{self._base}/{path} cannot be used after {RETRIES} attempts ({reason}): mend it and repeat the command, "
@@ -90,4 +91,4 @@ def _said(error: urllib.error.HTTPError) -> str:
         text = said.get("message") or said["error"]["message"]
     except (ValueError, KeyError, TypeError, AttributeError):
         pass
-    return " ".join(str(text).split())[:200]
+    return one_line(text, 200)

@@ -1,4 +1,4 @@
-"""Per-token log-probabilities of continuations, by a causal LM computed here."""
+"""Per-token log-probabilities of continuations, by a causal LM that runs here."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ import torch
 from embed_core.errors import CheckpointError, ConfigError
 from embed_core.models.hub import model_directory
 from embed_core.utils.logging import quiet_transformers
+from embed_core.utils.messages import one_line
 from embed_data.align.score.prompts import Prompt
 from embed_data.mining.rank.model import weights_digest
 
@@ -24,7 +25,7 @@ if TYPE_CHECKING:
 
 LENGTHS = ("max_position_embeddings", "n_positions", "max_seq_len", "n_ctx")
 AGREE = {torch.float32: 1e-3, torch.bfloat16: 0.1, torch.float16: 0.05}
-"""Nats within which cached and whole forwards must agree, or the cache is not used."""
+"""Nats within which cached and whole forwards must agree; else the cache is not used."""
 
 
 class LogProbs(Protocol):
@@ -33,17 +34,17 @@ class LogProbs(Protocol):
     max_length: int
     """Tokens of a prompt and its continuation, at most."""
     digest: str
-    """A digest of everything that its numbers depend on."""
+    """Digest of everything that its numbers depend on."""
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[float] | str]:
-        """For each prompt ``log p`` (nats) of every token of its target, or a text that says why there is none."""
+        """For each prompt ``log p`` (nats) of every token of its target, or a string that says why there is none."""
         ...
 
 
 class LocalLogProbs:
-    """A transformers causal LM. Prompts that share a prefix run it once: its keys and values serve all of them.
+    """A transformers causal LM. A prefix that prompts share runs once, and its keys and values serve all of them.
 
-    Others are put together left-padded, so that the continuations end together and only their logits are computed.
+    Other prompts are batched left-padded, so that continuations end together and only their logits are computed.
     The numbers of a call depend on its prompts alone, not on what was scored before.
     """
 
@@ -62,7 +63,7 @@ class LocalLogProbs:
             announce("the language model gives other numbers from cached prefixes: every prompt is run whole, slower")
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[float] | str]:
-        """See :class:`LogProbs`. Raises ConfigError where the device's memory does not do."""
+        """See :class:`LogProbs`. Raises ConfigError where the device's memory is not enough."""
         groups: dict[tuple[int, ...], list[int]] = {}
         for number, prompt in enumerate(prompts):
             groups.setdefault(prompt.prefix, []).append(number)
@@ -110,7 +111,7 @@ class LocalLogProbs:
                 found[n] = _taken(logits_LV[-len(prompts[n].target) - 1 : -1], prompts[n].target)
 
     def _batches(self, members: list[int], prompts: Sequence[Prompt], prefix: int) -> Iterator[tuple[list[int], int]]:
-        """Prompts of about the same length, and that length, the prefix not counted."""
+        """Batches of prompts of about the same length, each with that length, the prefix not counted."""
 
         def length(number: int) -> int:
             return len(prompts[number].ids) - prefix
@@ -123,7 +124,7 @@ class LocalLogProbs:
             ordered = ordered[count:]
 
     def _run(self, ids_BL: Tensor, mask_BL: Tensor, keep: int = 0, cache: bool = False, past: Any = None) -> Any:
-        """One forward; ``mask_BL`` covers the cached tokens too, ``keep`` = logits of the last so many positions."""
+        """One forward. ``mask_BL`` covers cached tokens too; ``keep`` limits logits to the last positions (0 = all)."""
         positions_BL = (mask_BL.cumsum(dim=1) - 1).clamp(min=0)[:, -ids_BL.shape[1] :]
         arguments: dict[str, Any] = {"input_ids": ids_BL, "attention_mask": mask_BL}
         if "position_ids" in self._takes:
@@ -136,7 +137,7 @@ class LocalLogProbs:
         return self._model(**arguments, use_cache=cache or past is not None)
 
     def _agrees(self) -> bool:
-        """Whether this architecture's cache can be shared: tried on made-up prompts, never on the data, so that a
+        """Whether this architecture's cache can be shared. It is tried on made-up prompts, never on the data, so that a
         resumed run decides as the first did."""
         size = self._model.get_input_embeddings().weight.shape[0]
         ids = [(7 * n + 3) % size for n in range(24)]
@@ -150,7 +151,7 @@ class LocalLogProbs:
             with torch.inference_mode():
                 self._shared(prefix, members, prompts, shared)
         except (AttributeError, TypeError, ValueError, NotImplementedError):
-            return False  # no cache, or one that cannot be repeated
+            return False  # no cache, or one that cannot be repeated over a batch
         with torch.inference_mode():
             self._whole(members, prompts, whole)
         return all(abs(shared[n][0] - whole[n][0]) <= AGREE[self._dtype] for n in members)
@@ -176,7 +177,7 @@ def _load(path: str, dtype: torch.dtype) -> Any:
         with quiet_transformers():
             model, report = AutoModelForCausalLM.from_pretrained(directory, dtype=dtype, output_loading_info=True)
     except Exception as error:  # OSError, ValueError, SafetensorError, KeyError …
-        reason = " ".join(str(error).split())[:200]
+        reason = one_line(error, 200)
         raise CheckpointError(f"--lm {path!r} cannot be loaded as a causal language model: {reason}") from error
     tied = {name for name in report["missing_keys"] if "lm_head" in name and model.config.tie_word_embeddings}
     missing = sorted(set(report["missing_keys"]) - tied)

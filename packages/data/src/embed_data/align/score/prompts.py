@@ -1,4 +1,4 @@
-"""Prompts as token ids, in pieces, so that what is scored is known to the token: nothing is tokenised twice.
+"""Builds prompts as token ids, in pieces, so that the scored tokens are known exactly: nothing is tokenised twice.
 
 The wording follows the task that ARK (arXiv 2511.16326) describes: no chat template, teacher forcing.
 """
@@ -12,7 +12,7 @@ if TYPE_CHECKING:
     from collections.abc import Sequence
 
 VERSION = 1
-"""The version of the wording: part of the name of what is kept on disk."""
+"""Version of the wording, part of the name of what is kept on disk."""
 FORWARD_TASK = (
     "Answer the question in one phrase or one sentence, by the context alone. "
     'Say "unanswerable" if the context does not support an answer.\n\nContext: '
@@ -27,26 +27,26 @@ class Prompt(NamedTuple):
     """What the model reads, and the continuation whose tokens are scored."""
 
     prefix: tuple[int, ...]
-    """Task and chunk: shared by all questions about the chunk."""
+    """Task and chunk, shared by all questions about the chunk."""
     middle: tuple[int, ...]
     """Question and ``Answer:``, or answer and ``Question:``."""
     target: tuple[int, ...]
     """The answer, or the question."""
     trimmed: int = 0
-    """Tokens taken off the chunk's end to make room."""
+    """Tokens removed from the chunk's end to make room."""
 
     @property
     def ids(self) -> tuple[int, ...]:
-        """All of it."""
+        """All tokens of the prompt."""
         return self.prefix + self.middle + self.target
 
 
 class Prompts:
-    """Builds both prompts. A prompt never exceeds ``max_length``: the chunk gives way, never question or answer."""
+    """Builds both prompts. A prompt never exceeds ``max_length``: the chunk is cut, never question or answer."""
 
     def __init__(self, tokenizer: Any, max_length: int) -> None:
         self._tokenizer, self._max_length = tokenizer, max_length
-        # SentencePiece's kind puts a blank before every text by itself, byte-level ones do not.
+        # SentencePiece tokenizers put a blank before every text by themselves, byte-level ones do not.
         first = tokenizer.convert_ids_to_tokens(self._cut("a"))[0]
         self._space = "" if first.startswith("▁") else " "
         self._start = _opening(tokenizer)
@@ -54,11 +54,11 @@ class Prompts:
         self._tasks = {task: (*self._start, *self._cut(task)) for task in (FORWARD_TASK, BACKWARD_TASK)}
 
     def forward(self, chunk: str, question: str, answer: str) -> Prompt | str:
-        """``log p(answer | chunk, question)``; a text says why there is none."""
+        """``log p(answer | chunk, question)``; a string says why there is no prompt."""
         return self._prompt(FORWARD_TASK, chunk, f"\n\nQuestion: {question}\n\nAnswer:", answer)
 
     def backward(self, chunk: str, question: str, answer: str) -> Prompt | str:
-        """``log p(question | chunk, answer)``; a text says why there is none."""
+        """``log p(question | chunk, answer)``; a string says why there is no prompt."""
         return self._prompt(BACKWARD_TASK, chunk, f"\n\nAnswer: {answer}\n\nQuestion:", question)
 
     def _prompt(self, task: str, chunk: str, middle: str, target: str) -> Prompt | str:

@@ -1,4 +1,4 @@
-"""The two stages that cost: log-probabilities by the language model, cosines by the retriever. Block by block."""
+"""The two expensive stages: log-probabilities by the language model, cosines by the retriever. Block by block."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
     from embed_data.mining.rank.model import TextEncoder
 
 PAIRS = 256
-"""(question, chunk) pairs that are finished, or lost by a kill, together, about."""
+"""About so many (question, chunk) pairs make a block, which is finished, or lost by a kill, as a whole."""
 
 
 class Slice(NamedTuple):
@@ -29,7 +29,7 @@ class Slice(NamedTuple):
 
 
 def blocks(corpus: ChunkedCorpus) -> list[list[Slice]]:
-    """All pairs in blocks of about :data:`PAIRS`: by the data alone, so that any run cuts them alike."""
+    """All pairs in blocks of about :data:`PAIRS`. They depend on the data alone, so that any run cuts them alike."""
     found: list[list[Slice]] = [[]]
     size = 0
     for document, chunks in enumerate(corpus.chunk_counts):
@@ -53,7 +53,7 @@ def work(
     progress: Progress,
     title: str,
 ) -> None:
-    """This rank's blocks that are not there yet, then wait for the others."""
+    """Score this rank's missing blocks, then wait for the other ranks."""
     cut = blocks(corpus)
     own = range(ranks.rank, len(cut), ranks.world_size)
     sizes = {number: sum(_pairs(corpus, one) for one in cut[number]) for number in own}
@@ -72,7 +72,7 @@ def work(
 class LanguageScores:
     """Forward and backward scores: means of ``log p`` per token, in nats.
 
-    A question with several answers gets the best of each score. A pair for which either fails says why.
+    A question with several answers gets the best of each score. A pair for which either score fails says why.
     """
 
     def __init__(self, corpus: ChunkedCorpus, prompts: Prompts, model: LogProbs) -> None:
@@ -101,7 +101,7 @@ class LanguageScores:
 
 
 class ParameterScores:
-    """Cosine of question and chunk under the frozen retriever; its own score where it is more than a dense model."""
+    """Cosine of question and chunk under the frozen retriever; its own score if it is more than a dense model."""
 
     def __init__(self, corpus: ChunkedCorpus, encoder: TextEncoder) -> None:
         self._corpus, self._encoder = corpus, encoder
@@ -156,7 +156,7 @@ def _row(document: int, question: int, chunk: int, found: list[list[Any]], trimm
 
 
 def score_rows(corpus: ChunkedCorpus, stage: Stage) -> Iterator[dict[str, Any]]:
-    """Everything that :func:`work` wrote, in the order of the documents."""
+    """All rows that :func:`work` wrote, in the order of the documents."""
     return stage.rows(len(blocks(corpus)))
 
 

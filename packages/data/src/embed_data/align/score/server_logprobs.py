@@ -1,4 +1,4 @@
-"""Per-token log-probabilities by an OpenAI-compatible server (vLLM and its like), which echoes the prompt's own."""
+"""Per-token log-probabilities from an OpenAI-compatible server (vLLM and similar), which echoes the prompt's own."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 class ServerLogProbs:
     """A :class:`~embed_data.align.score.logprobs.LogProbs` over ``/completions`` with ``echo`` and ``logprobs``.
 
-    Prompts go as token ids: the server tokenises nothing. Those of one prefix go one after another, for its cache.
+    Prompts go as token ids: the server tokenises nothing. Those with the same prefix go in a row, for its cache.
     """
 
     def __init__(self, choice: LanguageModelChoice, tokenizer: Any, endpoint: Endpoint | None = None) -> None:
@@ -31,12 +31,12 @@ class ServerLogProbs:
         self.digest = f"{choice.path}-{blake2b(vocabulary.encode(), digest_size=8).hexdigest()}"
 
     def score(self, prompts: Sequence[Prompt]) -> list[list[float] | str]:
-        """As :class:`~embed_data.align.score.logprobs.LogProbs`. Raises EndpointError where the server fails."""
+        """See :class:`~embed_data.align.score.logprobs.LogProbs`. Raises EndpointError where the server fails."""
         with ThreadPoolExecutor(self._concurrency) as pool:
             return list(pool.map(self._one, prompts))
 
     def _one(self, prompt: Prompt) -> list[float] | str:
-        # One token is asked for because some servers refuse none; what it is does not matter.
+        # Some servers refuse to generate nothing, so one token is asked for; it is not used.
         payload = {
             "model": self._model,
             "prompt": list(prompt.ids),

@@ -23,9 +23,9 @@ class AlignedQuestion:
     asked: Asked
     positives: tuple[int, ...]
     unknown: frozenset[int]
-    """Chunks whose score failed: neither positive nor negative."""
+    """Chunks whose score failed, which are neither positive nor negative."""
     forward: Mapping[int, float]
-    """Forward scores, of the chunks that have one, in nats."""
+    """Forward scores in nats, for the chunks that have one."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -38,7 +38,7 @@ class AlignedDocument:
 
 
 class Aligned:
-    """Documents by number, those with questions only, read on access. Raises DataError for an unfinished folder."""
+    """Documents that have questions, by number, read on access. Raises DataError for an unfinished folder."""
 
     def __init__(self, folder: Path) -> None:
         names = ("report.json", "scored.jsonl", "chunks.jsonl")  # the report is written last
@@ -63,7 +63,7 @@ class Aligned:
         return AlignedDocument(key, chunks, questions)
 
     def digest(self) -> str:
-        """A digest of both files."""
+        """Digest of both files."""
         return blake2b((self._scored.digest() + self._chunks.digest()).encode(), digest_size=16).hexdigest()
 
     def _question(self, number: int, numbers: Mapping[str, int]) -> AlignedQuestion:

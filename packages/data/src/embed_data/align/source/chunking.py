@@ -1,4 +1,4 @@
-"""Documents to chunks: spans of the original text, so that a chunk is to the letter what the document says."""
+"""Cuts documents into chunks: spans of the original text, so that a chunk is exactly what the document says."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Span(NamedTuple):
 def chunk(
     parts: Sequence[str], choice: ChunkChoice, offsets: Callable[[str], list[tuple[int, int]]] | None
 ) -> list[Span]:
-    """The chunks of a document, in order; none is blank and none reaches over the border of two parts.
+    """The chunks of a document, in order; none is blank and none crosses the border of two parts.
 
     ``offsets`` gives the character spans of a text's tokens; only ``tokens`` needs it.
     """
@@ -48,8 +48,8 @@ def chunk(
 
 
 def windows(count: int, size: int, overlap: int) -> list[tuple[int, int]]:
-    """First and last index of windows of ``size`` over ``count`` things; the last one ends with them, none is inside
-    another."""
+    """First and last index of windows of ``size`` over ``count`` things; the last window ends with the last thing, and
+    none lies inside another."""
     found: list[tuple[int, int]] = []
     for first in range(0, count, size - overlap):
         found.append((first, min(first + size, count) - 1))
@@ -59,7 +59,7 @@ def windows(count: int, size: int, overlap: int) -> list[tuple[int, int]]:
 
 
 def sentences(text: str) -> list[tuple[int, int]]:
-    """Spans of the sentences of a text in any script; a dot after an initial or a common abbreviation ends none."""
+    """Spans of a text's sentences in any script; a dot after an initial or a common abbreviation does not end one."""
     found, start = [], 0
     for end in _END.finditer(text):
         following = text[end.end() : end.end() + 8].lstrip()
@@ -74,7 +74,7 @@ def sentences(text: str) -> list[tuple[int, int]]:
 
 
 def paragraphs(text: str) -> list[tuple[int, int]]:
-    """Spans of what blank lines separate."""
+    """Spans of the paragraphs, which blank lines separate."""
     ends = [*_BLANK.finditer(text)]
     starts = [0, *(end.end() for end in ends)]
     stops = [*(end.start() for end in ends), len(text)]

@@ -1,4 +1,4 @@
-"""The first stage: documents cut into chunks and the questions about them, on disk, joined by id ever after."""
+"""The first stage: documents, cut into chunks, and their questions are written to disk; later stages join by id."""
 
 from __future__ import annotations
 
@@ -43,29 +43,29 @@ class Asked:
     text: str
     answers: tuple[str, ...]
     gold: tuple[int, ...]
-    """Numbers of the chunks of its document: by the data's own offsets or judgements, else those that hold an answer
-    to the letter (:func:`~embed_data.mining.select.screen.plain`)."""
+    """Numbers of the chunks of its document that hold the answer: by the data's own offsets or judgements, else to the
+    letter (:func:`~embed_data.mining.select.screen.plain`)."""
 
 
 class ChunkedCorpus:
-    """Documents and questions by number, read on access; what is in memory is a few numbers a document."""
+    """Documents and questions by number, read on access; only a few numbers per document are in memory."""
 
     def __init__(self, folder: Path) -> None:
         self._documents, self._questions = JsonlFile(folder / DOCUMENTS), JsonlFile(folder / QUESTIONS)
         self.chunk_counts = [len(row["chunks"]) for row in self._documents]
         self.questions_of: list[list[int]] = [[] for _ in self.chunk_counts]
-        """Question numbers, by document."""
+        """Question numbers by document."""
         for number, row in enumerate(self._questions):
             self.questions_of[row["document"]].append(number)
 
     @property
     def pairs(self) -> int:
-        """(question, chunk) pairs to be scored."""
+        """The number of (question, chunk) pairs to be scored."""
         return sum(n * len(asked) for n, asked in zip(self.chunk_counts, self.questions_of, strict=True))
 
     @property
     def questions(self) -> int:
-        """How many there are, those without answers included."""
+        """The number of questions, including those without answers."""
         return len(self._questions)
 
     def key(self, document: int) -> str:
@@ -73,7 +73,7 @@ class ChunkedCorpus:
         return str(self._documents[document]["doc_id"])
 
     def chunks(self, document: int) -> list[Chunk]:
-        """The chunks of a document, in their order."""
+        """The chunks of a document, in order."""
         return [Chunk(one["id"], one["text"], one["tokens"]) for one in self._documents[document]["chunks"]]
 
     def asked(self, number: int) -> Asked:
@@ -85,7 +85,7 @@ class ChunkedCorpus:
 def build_corpus(
     path: Path, split: str | None, group_by: str | None, choice: ChunkChoice, offsets: Offsets | None, stage: Stage
 ) -> None:
-    """Write the stage's two files; what is there is kept. Raises DataError for data that cannot be used."""
+    """Write the stage's two files; existing ones are kept. Raises DataError for data that cannot be used."""
     if (stage.folder / QUESTIONS).exists():
         return
     stage.start()
@@ -98,12 +98,12 @@ def build_corpus(
 
 
 def _whole_corpus(path: Path, group_by: str | None) -> Iterator[tuple[str | None, Part]]:
-    """Documents that no question came with: a BEIR corpus."""
+    """Every document of a BEIR corpus, whether or not a question is about it; nothing for other data."""
     return beir_parts(path, group_by) if beir.is_beir(path) else iter(())
 
 
 class _Builder:
-    """Documents of one context are written as they come; grouped ones must have been read to the end first."""
+    """Writes documents of one context as they come; grouped ones must have been read to the end first."""
 
     def __init__(self, choice: ChunkChoice, offsets: Offsets | None) -> None:
         self._choice, self._offsets = choice, offsets
@@ -165,11 +165,11 @@ def _gold(question: Question, parts: Sequence[Part], spans: Sequence[Span]) -> l
 
 def _holds(text: str, answers: Sequence[str]) -> bool:
     whole = plain(text)
-    dense = whole.replace(" ", "")  # scripts that write no blanks
+    dense = whole.replace(" ", "")  # for scripts that write no blanks
     wanted = [answer for answer in map(plain, answers) if answer]
     return any(one in whole or (has_no_spaces(one) and one.replace(" ", "") in dense) for one in wanted)
 
 
 def _digest(parts: Sequence[Part]) -> str:
-    """The id of a document that has none: equal contexts are one document."""
+    """The id of a document that has none: documents with equal contexts are one."""
     return blake2b("\0".join(part.text for part in parts).encode(), digest_size=8).hexdigest()

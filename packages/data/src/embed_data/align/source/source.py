@@ -1,4 +1,4 @@
-"""Questions with answers and the documents that they are about, of any of the forms such data comes in.
+"""Reads questions with answers and the documents they are about, in any of the forms such data comes in.
 
 ``{input, answers, context}`` (ARK, LongBench), SQuAD as flat rows ``{question, answers: {text, answer_start}, context,
 title, id}`` or as published (``data`` → ``paragraphs`` → ``qas``), and BEIR folders with ``answers`` on the queries.
@@ -29,7 +29,7 @@ class Part:
 
     text: str
     key: str | None = None
-    """External id, where it has one."""
+    """External id; None where it has none."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,19 +39,19 @@ class Question:
     key: str
     text: str
     answers: tuple[str, ...]
-    """Distinct, in their order; none where the question cannot be answered."""
+    """Distinct answers in their order; empty where the question cannot be answered."""
     parts: tuple[Part, ...]
-    """The context it came with; of a BEIR query the documents judged relevant."""
+    """The context it came with; for a BEIR query, the documents judged relevant."""
     group: str | None
     """Value of the key that documents are grouped by."""
     starts: tuple[int, ...] = ()
-    """Where the answers begin in the only part, in characters, where the data says so."""
+    """Where the answers begin in the only part, in characters, if the data gives that."""
     judged: bool = False
     """Whether ``parts`` are the relevant ones of a larger document (BEIR)."""
 
 
 def read_questions(path: Path, split: str | None, group_by: str | None) -> Iterator[Question]:
-    """Every question at ``path``. Raises DataError (``file:line``), ConfigError for a split of what has none."""
+    """Every question at ``path``. Raises DataError (``file:line``), ConfigError for a split of data that has none."""
     checked_path(path)
     if beir.is_beir(path):
         yield from _beir_questions(path, split, group_by)
@@ -73,7 +73,7 @@ def read_questions(path: Path, split: str | None, group_by: str | None) -> Itera
 
 
 def beir_parts(path: Path, group_by: str | None) -> Iterator[tuple[str | None, Part]]:
-    """Every document of a BEIR corpus with its group; the title is no part of the text."""
+    """Every document of a BEIR corpus with its group; the title is not part of the text."""
     file = JsonlFile(path / "corpus.jsonl")
     for key, index, _ in beir.rows_by_id(file, beir.document_text):
         row = file[index]
@@ -115,13 +115,13 @@ def _starts(data: Mapping[str, Any], parts: int) -> tuple[int, ...]:
 
 
 def _published(path: Path) -> Iterator[Question] | None:
-    """SQuAD's own JSON, or None where the file is something else. The format is one object: it is read whole."""
+    """Questions of SQuAD's own JSON, or None for any other file. The format is one object, so it is read whole."""
     if path.suffix != ".json":
         return None
     try:
         data = json.loads(path.read_text(encoding="utf-8"))
     except ValueError:
-        return None  # the reader of rows says what is wrong
+        return None  # the reader of rows reports the error
     if not isinstance(data, dict) or not isinstance(data.get("data"), list):
         return None
     return _articles(data["data"], path)
@@ -192,7 +192,7 @@ def _group(row: Mapping[str, Any], place: str, group_by: str | None) -> str | No
 
 
 def _distinct(answers: tuple[str, ...]) -> tuple[str, ...]:
-    """Annotators repeat each other: ``the Nile`` and ``The Nile `` are one answer."""
+    """Answers without repetitions by annotators: ``the Nile`` and ``The Nile `` are one answer."""
     return tuple({" ".join(one.split()).casefold(): one.strip() for one in reversed(answers)}.values())[::-1]
 
 

@@ -1,7 +1,7 @@
 """Keeps results on disk: one folder per stage, named by a digest of all that the result depends on.
 
-A stage that was asked for before is found whole or in part, and goes on there; another model, other data or another
-way of chunking is another folder, so that nothing is ever mixed and nothing has to be thrown away.
+A stage that was started before is continued. Another model, other data or another way of chunking has another folder,
+so that results are never mixed and nothing has to be thrown away.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ WORK = ".work"
 
 
 class Stage:
-    """Numbered blocks of JSON lines. Every file is renamed into place: what is there is whole."""
+    """Numbered blocks of JSON lines. Every file is renamed into place: a file that exists is complete."""
 
     def __init__(self, output: Path, name: str, plan: Mapping[str, Any]) -> None:
         text = json.dumps(plan, sort_keys=True, ensure_ascii=False, indent=2)
@@ -31,7 +31,7 @@ class Stage:
         self._plan = text
 
     def start(self) -> None:
-        """Make the folder, with the plan in it for whoever looks."""
+        """Make the folder, with the plan in it for people who look."""
         try:
             self.folder.mkdir(parents=True, exist_ok=True)
         except OSError as error:
@@ -43,7 +43,7 @@ class Stage:
         return self._path(number).exists()
 
     def write(self, number: int, rows: Iterable[Mapping[str, Any]]) -> None:
-        """A finished block."""
+        """Write a finished block."""
         write_whole(self._path(number), (to_line(row) for row in rows))
 
     def rows(self, blocks: int) -> Iterator[dict[str, Any]]:
@@ -65,12 +65,12 @@ class Stage:
 
 
 def to_line(row: Mapping[str, Any]) -> str:
-    """One row as JSON; a number that is none is a mistake of ours."""
+    """One row as JSON. NaN and infinity raise ValueError, since they would be a bug."""
     return json.dumps(row, ensure_ascii=False, allow_nan=False)
 
 
 def write_whole(path: Path, lines: Iterable[str]) -> None:
-    """A file of lines, renamed into place when it is complete and on disk."""
+    """Write a file of lines, and rename it into place when it is complete and on disk."""
     try:
         with replacing(path) as temporary, temporary.open("w", encoding="utf-8", newline="\n") as file:
             for line in lines:

@@ -1,4 +1,4 @@
-"""Everything that is ranked: the corpus, and behind it the positives that are not in it. Texts stay on disk."""
+"""The documents that are ranked: the corpus, followed by the positives that it lacks. Texts stay on disk."""
 
 from __future__ import annotations
 
@@ -29,17 +29,17 @@ class Document:
     """One text of the collection."""
 
     key: str | None
-    """External id, where it has one."""
+    """External id; None where the document has none."""
     text: str
-    """As a model reads it: title, a space, text."""
+    """The text as a model reads it: title, a space, text."""
     start: int = 0
-    """Where the text begins in it, after the title: passages of one page share that."""
+    """Where the text begins after the title, which passages of one page share."""
 
 
 class Collection:
-    """Documents by number: those below :attr:`minable` may become negatives, the others are positives elsewhere.
+    """Documents by number: those below :attr:`minable` may become negatives, the others are only texts of rows.
 
-    ``texts_of_rows`` also takes in the rows' own negatives: what an audit scores.
+    ``texts_of_rows`` adds the rows' own negatives, which an audit scores.
     Raises DataError (``file:line``) for a corpus or row that cannot be read.
     """
 
@@ -55,7 +55,7 @@ class Collection:
         self._take_corpus()
         for number in range(len(rows)):
             self._take_row(number, rows[number], texts_of_rows=texts_of_rows)
-        # Without a corpus of its own, the positives of all rows are each other's.
+        # Without a corpus, the positives of all rows serve as each other's negatives.
         self.minable = len(self._corpus) if self._corpus is not None else len(self)
 
     def __len__(self) -> int:
@@ -74,11 +74,11 @@ class Collection:
         return self._negatives[row]
 
     def known(self, row: int, query: str) -> frozenset[int]:
-        """Positives of every row that asks the same ``query``, to the letter."""
+        """Positives of every row whose query is exactly ``query``."""
         return frozenset(n for other in self._queries[identity(query)] for n in self._positives[other])
 
     def digest(self) -> str:
-        """A digest of the corpus; the rows have their own."""
+        """Digest of the corpus; the rows have their own digest."""
         return self._corpus.digest() if self._corpus is not None else "rows"
 
     def _take_corpus(self) -> None:
@@ -101,7 +101,7 @@ class Collection:
         self._queries.setdefault(identity(row.query), []).append(number)
 
     def _number(self, row: int, part: int, text: str, key: str | None) -> int:
-        """A positive's place in the corpus by its id, else by its text, else a new number behind the corpus."""
+        """A positive's place in the corpus by its id, else by its text, else a new number after the corpus."""
         if key is not None and key in self._keys:
             return self._keys[key]
         mark = identity(text)
@@ -131,7 +131,7 @@ class CorpusFile:
             if not (path / "corpus.jsonl").is_file():
                 raise DataError(f"{path}: no corpus.jsonl: give a file of texts, or a BEIR folder")
             path = path / "corpus.jsonl"
-        # Texts under a name that says nothing are JSON Lines.
+        # A file whose name shows no format is read as JSON Lines.
         how = FileFields(format="jsonl" if known_format(path) is None else "auto")
         self._file = open_objects(find(str(path), how)[0], how.header, announce)
 
@@ -151,16 +151,16 @@ class CorpusFile:
         return (self[index] for index in range(len(self)))
 
     def place(self, index: int) -> str:
-        """``file:line``."""
+        """``file:line`` of a document."""
         return self._file.read(index)[1]
 
     def digest(self) -> str:
-        """A digest of the file's bytes."""
+        """Digest of the file's bytes."""
         return self._file.digest()
 
 
 class _Lists:
-    """Many short lists of integers, 8 bytes each and no objects."""
+    """Many short lists of integers in two flat arrays: 8 bytes per number, and no objects."""
 
     def __init__(self) -> None:
         self._flat, self._ends = array("q"), array("q", [0])

@@ -1,4 +1,4 @@
-"""The records of a file of any format by number: JSON Lines where they are, others from a copy in such lines."""
+"""The records of a file of any format by number: JSON Lines in place, other formats from a JSON Lines copy."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
     from embed_data.formats.detect import Source
 
 VERSION = 1
-"""Raised with every change of what the same file is copied into."""
+"""Version of the copies: raise it with every change of what the same file is copied into."""
 COPY = "records.jsonl"
 
 
@@ -52,19 +52,19 @@ class InPlace:
         return len(self._file)
 
     def read(self, index: int) -> tuple[dict[str, Any], str]:
-        """Raises DataError (``file:line``)."""
+        """The record and its place. Raises DataError (``file:line``)."""
         return self._file[index], self._file.place(index)
 
     def digest(self) -> str:
-        """A digest of the file's bytes."""
+        """Digest of the file's bytes."""
         return self._file.digest()
 
 
 class Copied:
-    """The records of ``source`` from a copy in the cache, made where it is not there yet; so much disk, and no memory.
+    """The records of ``source`` from a copy in the cache, made if it is missing. It takes disk space and no memory.
 
-    Dates and decimals become strings, and what JSON has no value for (bytes, NaN) null. Raises DataError for a record
-    that cannot be read, for a source without any, and where the cache cannot be written.
+    Dates and decimals become strings, and values that JSON lacks (bytes, NaN) null. Raises DataError for a record that
+    cannot be read, for a source without any, and where the cache cannot be written.
     """
 
     def __init__(self, source: Source, header: bool, announce: Announce) -> None:
@@ -81,12 +81,12 @@ class Copied:
         return len(self._file)
 
     def read(self, index: int) -> tuple[Any, str]:
-        """The record, and where it is in the source."""
+        """The record and its place in the source."""
         copied = self._file[index]
         return copied["value"], self._place(copied["line"])
 
     def digest(self) -> str:
-        """A digest of the copy's bytes."""
+        """Digest of the copy's bytes."""
         return self._file.digest()
 
     def _write(self, folder: Path) -> Mapping[str, Any]:
@@ -120,17 +120,17 @@ def open_objects(source: Source, header: bool, announce: Announce) -> Objects:
 
 
 def _holds_lists(source: Source) -> bool:
-    """Whether the first record is ``[anchor, positive, …]``: random access is to objects only."""
+    """Whether the first record is a list ``[anchor, positive, …]``: only objects are read at random."""
     assert source.records is not None
     records: Any = source.records()
-    with closing(records), suppress(DataError):  # whoever reads the objects says what is wrong with them
+    with closing(records), suppress(DataError):  # the reader of the objects reports their errors
         first = next(records, None)
         return first is not None and isinstance(first.value, list)
     return False
 
 
 def as_json(value: Any) -> Any:
-    """What JSON can say of a table's value."""
+    """A table's value as JSON can express it."""
     if value is None or isinstance(value, (str, bool, int)):
         return value
     if isinstance(value, float):

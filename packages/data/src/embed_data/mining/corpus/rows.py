@@ -1,4 +1,4 @@
-"""The rows that get negatives: training rows with their answers, and all else that is written back."""
+"""The rows that get negatives: training rows with their answers, and the original objects that are written back."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def open_rows(
     Raises DataError where there are none, ConfigError for options that do not apply to what is there.
     """
     how = (how or FileFields()).model_copy(update={"split": split})
-    if how.format != "datasets":  # which may be a name of the hub
+    if how.format != "datasets":  # it may be a name on the hub
         existing(path)
     if split is not None and path.is_file():
         raise ConfigError(f"--split {split!r}: {path} is no BEIR folder and has no splits: leave it out")
@@ -65,7 +65,7 @@ def open_rows(
 
 
 def rows_in_place(path: Path) -> Rows:
-    """Open rows that are read without a copy: ``.jsonl``, ``.json`` and BEIR folders. Raises DataError."""
+    """As :func:`open_rows` for what needs no copy: ``.jsonl`` and ``.json`` files, BEIR folders. Raises DataError."""
     checked_path(path)
     if beir.is_beir(path):
         return JudgedRows(path, None)
@@ -84,7 +84,7 @@ def _check_options(path: Path, how: FileFields, formats: set[str]) -> None:
 
 
 class FileRows:
-    """Rows of one file or several, one after another, of any shape."""
+    """Rows of one or several files of any shape, one file after another."""
 
     def __init__(self, files: Sequence[Objects], columns: Columns) -> None:
         self._files, self._shape = files, Shape(columns)
@@ -102,7 +102,7 @@ class FileRows:
         return MiningRow(parse_row(data, place), answers_of(data, place), data)
 
     def digest(self) -> str:
-        """A digest of the files."""
+        """Digest of the files."""
         return blake2b("".join(file.digest() for file in self._files).encode(), digest_size=16).hexdigest()
 
 
@@ -125,14 +125,14 @@ class JudgedRows:
         return MiningRow(parse_row(data, judged.place), answers, data)
 
     def digest(self) -> str:
-        """A digest of the three files' bytes."""
+        """Digest of the three files' bytes."""
         return self._rows.digest()
 
 
 def answers_of(data: dict[str, Any], place: str) -> tuple[str, ...]:
-    """``answers`` (a string, a list of strings, or SQuAD's ``{"text": [...]}``) or ``answer``; blank ones left out.
+    """``answers`` (a string, a list of strings, or SQuAD's ``{"text": [...]}``) or ``answer``, without blank ones.
 
-    Raises DataError: an answer that is not understood would not be kept out of the negatives.
+    Raises DataError for an answer that is not understood, because it could not be kept out of the negatives.
     """
     name = "answers" if data.get("answers") is not None else "answer"
     value = data.get(name)

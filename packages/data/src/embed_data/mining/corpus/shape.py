@@ -1,4 +1,4 @@
-"""A record of any shape as the FlagEmbedding row that it is written back as, with all else that it had."""
+"""Turns a record of any shape into the FlagEmbedding row that is written back, with all its other columns."""
 
 from __future__ import annotations
 
@@ -16,18 +16,18 @@ if TYPE_CHECKING:
 READ_BY_TRAINING = frozenset(
     ("query", "pos", "neg", "pos_scores", "neg_scores", "prompt", "type", "doc_id", "masked", "neg_id")
 )
-"""Keys of a FlagEmbedding row. By such a name a row of another shape has something else."""
+"""Keys of a FlagEmbedding row. In a row of another shape a column of such a name holds something else."""
 _SET = re.compile(r"set `columns: \{(\w+): NAME\}`")
 
 
 class Shape:
-    """What the columns of the rows stand for: by the usual names, or as ``columns`` says."""
+    """Maps the columns of rows to FlagEmbedding's keys: by their usual names, or as ``columns`` says."""
 
     def __init__(self, columns: Columns) -> None:
         self._columns, self._normaliser = columns, Normaliser(columns)
 
     def written(self, value: Any, place: str) -> dict[str, Any]:
-        """A FlagEmbedding row as it is; another with its texts under our keys and its other columns beside them.
+        """A FlagEmbedding row as it is; any other with its texts under our keys and its other columns beside them.
 
         Raises DataError for a record that is no row, and for a scored pair.
         """
@@ -53,7 +53,7 @@ class Shape:
 
 
 def _free(name: str, data: Mapping[str, Any], *, foreign: bool) -> str:
-    """Under which name a column is kept: training must not read it for something else."""
+    """The name under which a column is kept, so that training does not read it as one of its own keys."""
     while name in data or (foreign and name in READ_BY_TRAINING):
         name = f"{name}_"
     return name

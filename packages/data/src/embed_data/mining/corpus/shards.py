@@ -1,7 +1,7 @@
-"""Embeddings of the collection on disk, in shards of a fixed size: what is encoded once is never encoded again.
+"""Embeddings of the collection on disk, in shards of a fixed size, so that no text is encoded twice.
 
-Shard n goes to rank n modulo the number of ranks, and its content depends on its own texts alone: neither on the ranks
-nor on what a run before a kill had done.
+Shard n goes to rank n modulo the number of ranks. Its content depends on its own texts alone, neither on the ranks nor
+on what was done before a kill.
 """
 
 from __future__ import annotations
@@ -28,21 +28,21 @@ if TYPE_CHECKING:
     from embed_data.mining.rank.model import TextEncoder
 
     Encode = Callable[[Sequence[str]], Embeddings]
-    """Texts → their embeddings; a collective."""
+    """Encodes texts. A collective: all ranks call it."""
 
 SHARD = 1024
-"""Documents of one shard: also the tile of the exact search."""
+"""Documents per shard, which is also the tile of the exact search."""
 
 
 class Shards:
-    """The shards of one collection by one model."""
+    """The shards of one collection, encoded by one model."""
 
     def __init__(self, folder: Path, name: str, documents: int, device: str) -> None:
         self._folder, self._name, self._documents, self._device = folder, name, documents, device
         self.count = -(-documents // SHARD)
 
     def encode(self, collection: Collection, encoder: TextEncoder, ranks: Ranks, progress: Progress) -> None:
-        """Encode this rank's shards that are not there yet, then wait for the other ranks."""
+        """Encode this rank's missing shards, then wait for the other ranks."""
         own = range(ranks.rank, self.count, ranks.world_size)
         done = sum(self._size(n) for n in own if self._path(n).exists())
         with progress.stage(f"encoding documents ({self._name})", sum(map(self._size, own)), done) as advance:
@@ -55,8 +55,8 @@ class Shards:
         ranks.barrier()
 
     def encode_together(self, text: Callable[[int], str], encode: Encode, ranks: Ranks | BuildContext) -> None:
-        """As :meth:`encode`, by a model of which all ranks hold parts: each calls ``encode`` equally often, at last
-        with nothing. ``text`` gives a document's text by its number."""
+        """As :meth:`encode`, with a model that is sharded over the ranks: all call ``encode`` equally often, without
+        texts once their own are done. ``text`` gives a document's text by its number."""
         for first in range(0, self.count, ranks.world_size):
             number = first + ranks.rank
             wanted = number < self.count and not self._path(number).exists()
@@ -68,7 +68,7 @@ class Shards:
         ranks.barrier()
 
     def load(self, number: int) -> Embeddings:
-        """One shard, on the device; a file is mapped, so that what was read lately comes from memory."""
+        """One shard, on the device. The file is memory-mapped, so that shards read lately come from memory."""
         return to_device(_from_tensors(load_file(self._path(number))), self._device)
 
     def take(self, documents: Sequence[int]) -> Embeddings:

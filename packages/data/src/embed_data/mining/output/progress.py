@@ -1,4 +1,4 @@
-"""Shows the progress of a long stage, on rank 0: a bar on a terminal, a line every so many seconds elsewhere."""
+"""Shows the progress of a long stage on rank 0: a bar on a terminal, elsewhere a line every so many seconds."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ Advance = Callable[[int], None]
 
 
 class Progress:
-    """Stages of known length. ``stream`` is where they show; ``shown`` is False on all ranks but one."""
+    """Shows stages of known length on ``stream``; ``shown`` is False on all ranks but one."""
 
     def __init__(
         self,
@@ -27,7 +27,7 @@ class Progress:
 
     @contextmanager
     def stage(self, title: str, total: int, done: int = 0) -> Iterator[Advance]:
-        """``title`` from ``done`` to ``total``; the body calls what it gets with the number of things just done."""
+        """Shows ``title`` from ``done`` to ``total``; the body calls what is yielded with the number just done."""
         if not self._shown or done >= total:
             yield lambda count: None
         elif self._stream.isatty():

@@ -1,4 +1,4 @@
-"""The last screen of a mining run or of an audit."""
+"""The final summary of a mining run or an audit."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ WORDS = {
 
 
 def lines(request: MiningRequest, counts: Mapping[str, int]) -> Iterator[str]:
-    """Lines for the user."""
+    """The summary as lines for the user."""
     yield from _audited(request, counts) if request.audit else _mined(request, counts)
 
 

@@ -1,4 +1,4 @@
-"""The working files of a mining run, kept until it is finished, so that a killed run goes on where it was."""
+"""The working files of a mining run, kept until it is finished, so that a killed run can continue."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ PLAN = "plan.json"
 class Work:
     """A folder beside the output, ``.NAME.work``: the plan, indices and vectors, and finished blocks of rows.
 
-    Every file is written under another name and renamed: what is there is whole.
+    Every file is written under another name and renamed: a file that exists is complete.
     """
 
     def __init__(self, output: Path, plan: Mapping[str, Any]) -> None:
@@ -28,7 +28,7 @@ class Work:
         self.folder = output.with_name(f".{output.name}.work")
 
     def check(self, *, overwrite: bool) -> bool:
-        """Whether there is something to go on with. Changes nothing.
+        """Whether there is unfinished work to continue. Changes nothing.
 
         Raises CheckpointError for an output that exists, and for the unfinished work of another plan.
         """
@@ -47,7 +47,7 @@ class Work:
         return False
 
     def start(self) -> None:
-        """Make the folder this plan's; what another plan left is removed."""
+        """Make the folder for this plan, and remove what another plan left."""
         if self._former() == self._plan:
             return
         shutil.rmtree(self.folder, ignore_errors=True)
@@ -55,7 +55,7 @@ class Work:
         self.write(PLAN, json.dumps(self._plan, indent=2, ensure_ascii=False, sort_keys=True))
 
     def write(self, name: str, text: str) -> None:
-        """One file, in one piece."""
+        """Write one file atomically."""
         temporary = self.folder / f".{name}.tmp"
         temporary.write_text(text, encoding="utf-8")
         temporary.replace(self.folder / name)
@@ -65,13 +65,13 @@ class Work:
         return (self.folder / f"block-{number:06}.json").exists()
 
     def write_block(self, number: int, lines: Mapping[str, Sequence[str]], counts: Mapping[str, int]) -> None:
-        """A finished block: lines by output, and what is to be added up. The counts come last: they say it is whole."""
+        """Write a finished block: lines by output, and counts to add up, which come last and mark it complete."""
         for name, found in lines.items():
             self.write(f"block-{number:06}.{name}.jsonl", "".join(line + "\n" for line in found))
         self.write(f"block-{number:06}.json", json.dumps(counts))
 
     def finish(self, blocks: int, outputs: Mapping[str, Path]) -> dict[str, int]:
-        """Join the blocks to the outputs, each renamed into place, remove the folder; the counts of all blocks."""
+        """Join the blocks into the outputs, each renamed into place, and remove the folder; returns all counts."""
         total: dict[str, int] = {}
         for number in range(blocks):
             counts = json.loads((self.folder / f"block-{number:06}.json").read_text(encoding="utf-8"))
@@ -93,7 +93,7 @@ class Work:
         temporary.replace(target)
 
     def _former(self) -> dict[str, Any] | None:
-        """The plan that is there; None where there is none, or a kill came before it was written."""
+        """The plan in the folder; None where there is none, or a kill came before it was written."""
         path = self.folder / PLAN
         if not path.exists():
             return None
@@ -105,7 +105,7 @@ class Work:
 
 
 def check_output(path: Path, *, overwrite: bool) -> None:
-    """Raises CheckpointError where ``path`` cannot be written, or exists and is not to be replaced."""
+    """Raises CheckpointError where ``path`` cannot be written, or exists and must not be replaced."""
     if path.is_dir():
         raise CheckpointError(f"output {str(path)!r} is a folder: give the name of a .jsonl file")
     if path.exists() and not overwrite:

@@ -1,4 +1,4 @@
-"""BM25 (Robertson & Zaragoza 2009) by bm25s (Lù 2024, arXiv 2407.03618), with terms in any script."""
+"""BM25 (Robertson & Zaragoza 2009) with bm25s (Lù 2024, arXiv 2407.03618), over terms of any script."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ FOLDER = "bm25"
 
 
 def build_index(collection: Collection, folder: Path, progress: Progress) -> None:
-    """Write the index of ``collection`` to ``folder/bm25``, in one piece; one that is there is kept.
+    """Write the index of ``collection`` to ``folder/bm25`` atomically; an existing one is kept.
 
     Raises ConfigError without bm25s, and where no text has any term.
     """
@@ -55,7 +55,7 @@ class Bm25:
         self._model = library().BM25.load(folder / FOLDER, mmap=True, load_vocab=True)
 
     def search(self, rows: Sequence[int], depth: int) -> list[Ranked]:
-        """Documents that share no term with the query are left out: their order would be that of the corpus."""
+        """The best documents, without those that share no term with the query: their order would be the corpus's."""
         return [_best(self._scores(row)[: self._minable], depth) for row in rows]
 
     def pairs(self, rows: Sequence[int], documents: Sequence[Sequence[int]]) -> list[list[float]]:
@@ -63,12 +63,12 @@ class Bm25:
         return [self._scores(row)[list(wanted)].tolist() for row, wanted in zip(rows, documents, strict=True)]
 
     def _scores(self, row: int) -> Any:
-        """float32 [documents]."""
+        """Scores of all documents, float32 [documents]."""
         return self._model.get_scores_from_ids(self._model.get_tokens_ids(terms(self._rows[row].row.query)))
 
 
 def _best(scores_N: Any, depth: int) -> Ranked:
-    """By score, then by number: a sort of what a partition leaves, ties at the border included."""
+    """The best by score, then by number: sorts what a partition leaves, ties at the border included."""
     if depth < len(scores_N):
         border = np.partition(scores_N, len(scores_N) - depth)[len(scores_N) - depth]
         kept = np.flatnonzero(scores_N >= border)

@@ -1,4 +1,4 @@
-"""A sentence-transformers CrossEncoder as the judge of pairs."""
+"""Judges pairs with a sentence-transformers CrossEncoder."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from embed_core.errors import CheckpointError, ConfigError
+from embed_core.utils.messages import one_line
 
 if TYPE_CHECKING:
     from collections.abc import Sequence
@@ -15,11 +16,11 @@ if TYPE_CHECKING:
     from embed_data.mining.corpus.rows import Rows
 
 BATCH = 32
-"""Pairs of one forward; they are sorted by length first."""
+"""Pairs per forward; they are sorted by length first."""
 
 
 class CrossEncoderJudge:
-    """A :class:`~embed_data.mining.rank.judges.Judge`: scores as the model gives them, before any activation.
+    """A :class:`~embed_data.mining.rank.judges.Judge` by the model's scores before any activation.
 
     Raises CheckpointError for a directory that is no cross-encoder with one score, ConfigError where
     sentence-transformers is not installed.
@@ -31,7 +32,7 @@ class CrossEncoderJudge:
         self.digest = _digest(self._model)
 
     def pairs(self, rows: Sequence[int], documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """Logits: a sigmoid would press a good reranker's scores against 1, where no margin tells them apart."""
+        """Logits: a sigmoid would push a good reranker's scores so close to 1 that no margin tells them apart."""
         import torch
 
         texts = [
@@ -60,8 +61,8 @@ def _load(path: str, device: str) -> Any:
     try:
         with quiet_transformers():
             model = CrossEncoder(str(directory), device=device)
-    except Exception as error:  # whatever transformers raises for a directory that is something else
-        reason = " ".join(str(error).split())[:200]
+    except Exception as error:  # whatever transformers raises for another kind of directory
+        reason = one_line(error, 200)
         raise CheckpointError(f"--cross-encoder {path!r} cannot be loaded: {type(error).__name__}: {reason}") from error
     if model.num_labels != 1:
         raise CheckpointError(
@@ -73,7 +74,7 @@ def _load(path: str, device: str) -> Any:
 
 
 def _check_head(directory: Path, path: str) -> None:
-    """An encoder without a classification head would load, with a random one."""
+    """Raises CheckpointError for an encoder without a head, which would load with a random one."""
     import json
 
     names = json.loads((directory / "config.json").read_text(encoding="utf-8")).get("architectures") or [""]

@@ -1,4 +1,4 @@
-"""Retrieval by a registered model: exact, tile by tile over the shards, or through a faiss index."""
+"""Retrieval with a registered model: exact, tile by tile over the shards, or through a faiss index."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from embed_core.embeddings import select, slice_rows
 from embed_core.errors import ConfigError
 from embed_core.evaluation.retrieval import score_tile
 from embed_core.evaluation.topk import TopK, unpack
+from embed_core.utils.messages import one_line
 from embed_data.mining.corpus.shards import SHARD, Shards
 from embed_data.mining.rank.judges import Ranked
 
@@ -30,14 +31,14 @@ INDEX = "faiss.index"
 
 
 class Dense:
-    """A :class:`~embed_data.mining.rank.judges.Retriever` by a model's embeddings, of whatever kinds its score is."""
+    """A :class:`~embed_data.mining.rank.judges.Retriever` by a model's embeddings of all kinds that its score uses."""
 
     def __init__(self, rows: Rows, collection: Collection, encoder: TextEncoder, shards: Shards) -> None:
         self._rows, self._minable, self._encoder, self._shards = rows, collection.minable, encoder, shards
         self._last: tuple[tuple[int, ...], Embeddings] | None = None
 
     def search(self, rows: Sequence[int], depth: int) -> list[Ranked]:
-        """Exact: every document is scored against every query."""
+        """Exact search: every document is scored against every query."""
         queries = self._queries(rows)
         top = TopK(len(rows), depth, _device(queries))
         for number in range(-(-self._minable // SHARD)):
@@ -48,7 +49,7 @@ class Dense:
         return [Ranked(unpack(keys_K), _scores(keys_K)) for keys_K in top.keys_QK.cpu()]
 
     def pairs(self, rows: Sequence[int], documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """The scores of the search for given pairs, up to the rounding of a product of another shape."""
+        """The scores of :meth:`search`, up to rounding, since the matrix product has another shape."""
         queries = self._queries(rows)
         distinct = sorted({n for wanted in documents for n in wanted})
         if not distinct:
@@ -61,7 +62,7 @@ class Dense:
         return found
 
     def _queries(self, rows: Sequence[int]) -> Embeddings:
-        """Embeddings of the rows' queries; those of the last call are kept, for search and pairs go together."""
+        """Embeddings of the rows' queries. The last call's are kept, because search and pairs follow each other."""
         if self._last is None or self._last[0] != tuple(rows):
             read = [self._rows[row].row for row in rows]
             embeddings = self._encoder.encode([row.query for row in read], "query", [row.prompt for row in read])
@@ -69,19 +70,19 @@ class Dense:
         return self._last[1]
 
     def _tile(self, queries: Embeddings, documents: Embeddings) -> Tensor:
-        """[Q, N] in fp32."""
+        """Scores [Q, N] in fp32."""
         return score_tile(queries, documents, {"way": self._encoder.weights})["way"]
 
 
 class Faiss(Dense):
-    """Searches by an index from :func:`build_faiss`; the scores of what it finds are exact."""
+    """Searches an index from :func:`build_faiss` instead of all documents; the scores are exact all the same."""
 
     def __init__(self, rows: Rows, collection: Collection, encoder: TextEncoder, shards: Shards, folder: Path) -> None:
         super().__init__(rows, collection, encoder, shards)
         self._index = _faiss().read_index(str(folder / INDEX))
 
     def search(self, rows: Sequence[int], depth: int) -> list[Ranked]:
-        """What the index finds, at most ``depth`` a row, in the order of the exact scores."""
+        """The documents that the index finds, at most ``depth`` per row, ordered by the exact scores."""
         queries_QD = self._queries(rows).dense_ND
         assert queries_QD is not None
         _, found_QK = self._index.search(queries_QD.cpu().numpy(), min(depth, self._minable))
@@ -96,7 +97,7 @@ class Faiss(Dense):
 def build_faiss(
     factory: str, shards: Shards, encoder: TextEncoder, minable: int, folder: Path, ranks: Ranks, progress: Progress
 ) -> None:
-    """Rank 0 writes the index that ``factory`` describes, by inner product; one that is there is kept.
+    """Rank 0 writes the inner-product index that ``factory`` describes; an existing one is kept.
 
     Raises ConfigError without faiss, for a factory string it does not know, and for a model that is more than dense.
     """
@@ -124,11 +125,11 @@ def _filled(faiss: Any, factory: str, shards: Shards, minable: int, progress: Pr
         if not index.is_trained:
             import numpy as np
 
-            # Evenly spread shards, as many vectors as k-means looks at for most lists.
+            # Trained on evenly spread shards, as many vectors as k-means looks at for most lists.
             step = max(1, count * SHARD // 262_144)
             index.train(np.concatenate([vectors(number) for number in range(0, count, step)]))
     except RuntimeError as error:
-        reason = " ".join(str(error).split())
+        reason = one_line(error)
         raise ConfigError(
             f"--faiss {factory!r}: faiss cannot build that over {minable} vectors of {first.shape[1]} "
             f"({reason[-120:]}): try Flat, or IVF with fewer lists"
@@ -155,7 +156,7 @@ def _device(e: Embeddings) -> torch.device:
 
 
 def _scores(keys_K: Tensor) -> list[float]:
-    """The float32 scores of :func:`embed_core.evaluation.topk.pack`'s keys, those of nothing left out."""
+    """The float32 scores in the keys of :func:`embed_core.evaluation.topk.pack`; empty places are left out."""
     ordered_K = (keys_K[keys_K != torch.iinfo(torch.int64).min] >> 32).to(torch.int32)
     found: list[float] = (ordered_K ^ ((ordered_K >> 31) & 0x7FFFFFFF)).view(torch.float32).tolist()
     return found

@@ -1,4 +1,4 @@
-"""Builds what a request names as retriever and judge, in two steps: first what its plan must know, then the indices."""
+"""Builds the retriever and the judge of a request in two steps: first what its plan needs, then the indices."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ if TYPE_CHECKING:
 
 
 class Judges:
-    """Models are loaded here, nothing is written; :meth:`ready` writes indices and vectors."""
+    """Loads the models and writes nothing; :meth:`ready` writes indices and vectors."""
 
     def __init__(
         self, request: MiningRequest, rows: Rows, collection: Collection, ranks: Ranks, announce: Announce
     ) -> None:
         self._request, self._rows, self._collection, self._ranks = request, rows, collection, ranks
         self.digests: dict[str, str] = {}
-        """Digests of the models' weights, for the plan."""
+        """Digests of the weights, for the plan."""
         self._searches = request.by != "scores" and not (request.audit and (request.teacher or request.cross_encoder))
-        """Whether `by` ranks: scores do not, and an audit by another judge has no use for it."""
+        """Whether ``by`` ranks documents: scores do not, and an audit with another judge does not need it."""
         if request.by == "bm25" and self._searches:
             from embed_data.mining.rank.bm25 import library
 
-            library()  # before anything is written
+            library()  # raises before anything is written
         choices = list(request.models)
         self._dense = self._encoder(choices.pop(0), request.way, announce) if request.by == "dense" else None
         self._teacher: TextEncoder | None = None
@@ -49,7 +49,7 @@ class Judges:
             self.digests |= {"model_weights": self._dense.digest, "scored_by": self._dense.way}
 
     def ready(self, folder: Path, progress: Progress) -> tuple[Retriever | None, Judge | None]:
-        """What ranks and what judges, the same where nothing else was asked for; None where rows have their scores."""
+        """The retriever and the judge, one object unless a judge was asked for; None where rows have their scores."""
         retriever = self._retriever(folder, progress) if self._searches else None
         if self._cross is not None:
             return retriever, self._cross
@@ -87,17 +87,17 @@ class Judges:
 
 
 class Ranked(NamedTuple):
-    """One query's documents, the best first; equal scores in the order of their numbers."""
+    """One query's documents, the best first; equal scores are in the order of their numbers."""
 
     documents: list[int]
     scores: list[float]
 
 
 class Judge(Protocol):
-    """Scores pairs of a row's query and documents of the collection, on its own scale, higher is better."""
+    """Scores pairs of a row's query and a document of the collection, on its own scale; higher is better."""
 
     def pairs(self, rows: Sequence[int], documents: Sequence[Sequence[int]]) -> list[list[float]]:
-        """For each of ``rows`` the scores of its ``documents``. The same numbers whatever other rows there are."""
+        """The scores of each row's ``documents``. They do not depend on the other rows of the call."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""A registered model for mining: resolved as ``embed run`` does, with the weights that the user names."""
+"""Loads a registered model for mining: resolved as ``embed run`` does, with the weights that the user names."""
 
 from __future__ import annotations
 
@@ -22,19 +22,19 @@ if TYPE_CHECKING:
     from embed_data.mining.request import ModelChoice
 
 CONFIG, WEIGHTS = "config.yaml", "model"
-"""What a run leaves in its output directory."""
+"""Names of what a run leaves in its output directory."""
 
 
 @dataclass(frozen=True, slots=True)
 class Resolved:
-    """The run that says how the model is built, and on what it computes."""
+    """The run config by which the model is built and run, and the registry of its plugins."""
 
     config: RunConfig
     registry: Registry
 
 
 def resolve_model(choice: ModelChoice) -> Resolved:
-    """Config and registry of the chosen model. Raises EmbedError for everything a user can mend."""
+    """Config and registry of the chosen model. Raises EmbedError for everything a user can fix."""
     from embed_cli.run_command import RunRequest, resolve
 
     saved, weights = _of_a_run(choice.path)
@@ -55,7 +55,7 @@ def resolve_model(choice: ModelChoice) -> Resolved:
 
 
 def _of_a_run(path: str | None) -> tuple[Path | None, str | None]:
-    """The config saved with a run's output, and the directory of the weights, for the output or its ``model``."""
+    """The config saved with a run and its weights' directory; ``path`` is the run's output or its ``model``."""
     if path is None:
         return None, None
     folder = Path(path).expanduser()
@@ -69,7 +69,7 @@ def _of_a_run(path: str | None) -> tuple[Path | None, str | None]:
 
 
 class TextEncoder:
-    """A model that only encodes: in evaluation mode, on its device, in its precision, chunk by chunk."""
+    """A model used only to encode: in evaluation mode, on its device, in its precision, chunk by chunk."""
 
     def __init__(self, resolved: Resolved, ranks: Ranks, way: str | None, announce: Announce) -> None:
         from embed_core.acceleration.attention import set_attention
@@ -119,7 +119,7 @@ def _dtype(precision: str) -> Any:
 
 
 def weights_digest(module: Any, precision: str) -> str:
-    """A digest of the weights themselves: another training into the same directory is another model."""
+    """Digest of the weights themselves: another training into the same directory is another model."""
     import torch
 
     hasher = blake2b(precision.encode(), digest_size=16)

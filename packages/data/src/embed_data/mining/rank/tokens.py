@@ -1,4 +1,4 @@
-"""Terms for BM25 in any script: words where a script has spaces, overlapping character n-grams where it has none.
+"""Splits text into BM25 terms in any script: words where it has spaces, overlapping character n-grams elsewhere.
 
 Bigrams of Han, kana and Hangul are what Lucene's CJKAnalyzer indexes. Letters of the Brahmic scripts without spaces
 carry less each, so their runs are cut to trigrams, marks included.
@@ -21,7 +21,7 @@ _RUNS = re.compile(f"([{_IDEOGRAPHIC}]+)|([{_SYLLABIC}]+)|[^{_IDEOGRAPHIC}{_SYLL
 
 
 class _Blanks(dict[int, str | int]):
-    """``str.translate`` table: letters, marks and numbers stay, everything else is a blank. Filled as it is asked."""
+    """``str.translate`` table that keeps letters, marks and numbers and makes all else a blank. Filled on demand."""
 
     def __missing__(self, code: int) -> str | int:
         # \w of `re` leaves out the marks, without which Hindi and Thai words fall apart.
@@ -34,7 +34,7 @@ _BLANKS = _Blanks()
 
 
 def normalised(text: str) -> str:
-    """NFKC, case folded: what two texts that read the same have in common."""
+    """NFKC and case folding: texts that read the same become equal."""
     return unicodedata.normalize("NFKC", text).casefold()
 
 
@@ -60,5 +60,5 @@ def _grams(run: str, size: int) -> Iterator[str]:
 
 
 def has_no_spaces(text: str) -> bool:
-    """Whether any of it is of a script that writes no spaces between words."""
+    """Whether any of it is in a script that writes no spaces between words."""
     return any(run[1] or run[2] for run in _RUNS.finditer(text))

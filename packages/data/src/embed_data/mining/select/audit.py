@@ -1,4 +1,4 @@
-"""Negatives that are perhaps none: those that score above their positive, or hold the answer."""
+"""Finds doubtful negatives: those that score above their positive, or hold the answer."""
 
 from __future__ import annotations
 
@@ -21,11 +21,11 @@ if TYPE_CHECKING:
 PARALLEL = ("neg", "neg_scores", "neg_id")
 """Fields of a row that hold one value per negative."""
 MASKED = "masked"
-"""The field that training reads: texts that are no negatives of the query, wherever in the batch they are."""
+"""The field with texts that training takes as no negatives of the query, wherever in the batch they are."""
 
 
 class AuditBlocks:
-    """Scores every row's own positives and negatives by ``judge``, or takes the scores it has where that is None."""
+    """Scores every row's own positives and negatives by ``judge``; if that is None, by the scores in the rows."""
 
     def __init__(
         self, request: MiningRequest, rows: Rows, collection: Collection, screen: Screen, judge: Judge | None
@@ -34,7 +34,7 @@ class AuditBlocks:
         self._screen, self._judge = screen, judge
 
     def block(self, numbers: Sequence[int]) -> tuple[dict[str, list[str]], Mapping[str, int]]:
-        """A JSON line per finding; the masked rows, where they are asked for; counts."""
+        """A JSON line per finding; the masked rows, if they are asked for; counts."""
         mined = [self._rows[number] for number in numbers]
         lines: dict[str, list[str]] = {name: [] for name in ("output", *(["masked"] if self._request.mask else []))}
         counts = Counter[str](rows=len(numbers))
@@ -83,7 +83,7 @@ class AuditBlocks:
 
 
 def without(data: Mapping[str, Any], indices: Sequence[int], *, mark: bool) -> dict[str, Any]:
-    """A row less the negatives at ``indices``, their scores and ids; with ``mark`` their texts go to ``masked``."""
+    """A row without the negatives at ``indices``, their scores and ids; ``mark`` moves their texts to ``masked``."""
     if not indices:
         return dict(data)
     gone, size = set(indices), len(data["neg"])

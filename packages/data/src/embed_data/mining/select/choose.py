@@ -1,4 +1,4 @@
-"""Which negatives a row gets, of what was ranked: ranks, margins, screen, then the first or a random few."""
+"""Chooses a row's negatives from the ranked documents: ranks, margins, screen, then the first or a random few."""
 
 from __future__ import annotations
 
@@ -13,19 +13,19 @@ if TYPE_CHECKING:
 
 
 class Chosen(NamedTuple):
-    """Negatives, the hardest first, and why others are none."""
+    """Negatives, the hardest first, and why others were refused."""
 
     documents: list[int]
     scores: list[float]
     refused: Counter[str]
-    """``margin``, or what the screen said, by documents looked at."""
+    """Documents refused, by reason: ``margin``, or what the screen said."""
 
 
 def ceiling(positives: Sequence[float], absolute: float | None, relative: float | None) -> float:
-    """The score that a negative may reach: below the lowest positive by both margins; +inf without any.
+    """The highest score of a negative: below the lowest positive by both margins; +inf without margins.
 
-    ``relative`` is a share of the positive's score (NV-Retriever, Moreira et al. 2024, arXiv 2407.15831), of its size
-    where that is negative, so that a margin never raises the ceiling.
+    ``relative`` is a share of the positive's score (NV-Retriever, Moreira et al. 2024, arXiv 2407.15831), taken of its
+    absolute value, so that a margin never raises the ceiling.
     """
     if absolute is None and relative is None:
         return float("inf")
@@ -46,9 +46,9 @@ def choose(
     request: MiningRequest,
     row: int,
 ) -> Chosen:
-    """At most ``request.negatives`` of ``candidates``, in their order, none above ``limit`` and none with a ``reason``.
+    """At most ``request.negatives`` of ``candidates``, in their order: none above ``limit``, none with a ``reason``.
 
-    A sample is drawn from all that qualify, by a generator of (seed, row) alone.
+    A sample is drawn from all that qualify, by a generator seeded with (seed, row) alone.
     """
     if request.draw == "top":
         return _first(candidates, limit, reason, request.negatives)

@@ -1,4 +1,4 @@
-"""A block of rows → the same rows with negatives and scores."""
+"""Mines a block of rows: the same rows are returned with negatives and scores."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ if TYPE_CHECKING:
 
 
 class MiningBlocks:
-    """Ranks with ``retriever``; margins, order and scores are by ``judge`` (the same one, or a better one)."""
+    """Ranks with ``retriever``; ``judge`` (the same one, or a better one) gives margins, order and scores."""
 
     def __init__(
         self,
@@ -69,7 +69,7 @@ class MiningBlocks:
         forbidden: Sequence[Forbidden],
         refused: Counter[str],
     ) -> list[list[tuple[int, float]]]:
-        """The candidates in the judge's order; what the screen refuses is not judged, for that is what costs."""
+        """The candidates in the judge's order, without what the screen refuses, because judging is expensive."""
         kept: list[list[int]] = []
         for found, keep_off in zip(candidates, forbidden, strict=True):
             reasons = [(document, self._screen.reason(document, keep_off, ())) for document, _ in found]
@@ -95,7 +95,7 @@ class MiningBlocks:
             "pos_scores": list(positives),
             "neg_scores": chosen.scores,
         }
-        # What another run wrote beside its own negatives would be of other texts.
+        # Fields that an earlier mining wrote beside its own negatives would not match the new ones.
         kept = {key: value for key, value in mined.data.items() if key not in ("neg_id", *found)}
         if any(document.key is not None for document in documents):
             found["neg_id"] = [document.key for document in documents]

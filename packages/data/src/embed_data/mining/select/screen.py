@@ -15,38 +15,38 @@ if TYPE_CHECKING:
     from embed_data.mining.corpus.rows import MiningRow
 
 WINDOW = 8
-"""Characters of the windows whose share says how much two texts have in common."""
+"""Characters of the windows by which the overlap of two texts is measured."""
 EDGE = 24
 """Characters that the end of one chunk and the start of the next must share to be an overlap."""
 LONG_ANSWER = 32
-"""Characters from which on an answer may also be told in part."""
+"""Answers at least this long are also recognised in part."""
 CACHED = 2048
 _ALIKE = str.maketrans("‐‑‒–—―−‘’‚“”„«»", '-------\'\'\'"""""')
-"""Dashes and quotation marks that one author writes so and another otherwise; NFKC keeps them apart."""
+"""Dashes and quotation marks that authors use interchangeably; NFKC keeps them apart."""
 
 
 def plain(text: str) -> str:
-    """Normalised, blanks collapsed, dashes and quotation marks made alike."""
+    """``text`` normalised, with blanks collapsed, and dashes and quotation marks unified."""
     return " ".join(normalised(text).translate(_ALIKE).split())
 
 
 @dataclass(frozen=True, slots=True)
 class Forbidden:
-    """What the negatives of one row must keep away from."""
+    """What the negatives of one row must not contain or repeat."""
 
     known: frozenset[int]
     """Numbers of the query's known positives."""
     query: str
     positives: tuple[str, ...]
-    """Their texts without titles, :func:`plain`."""
+    """Texts of the positives without titles, as :func:`plain` gives them."""
     answers: tuple[str, ...]
-    """As given."""
+    """The answers as given."""
 
 
 class Screen:
-    """Says why a document is no negative of a row.
+    """Says why a document cannot be a negative of a row.
 
-    ``overlap`` is the share of the smaller text's windows from which on two texts are the same one.
+    ``overlap`` is the share of the smaller text's windows from which on two texts count as the same.
     """
 
     def __init__(self, collection: Collection, overlap: float) -> None:
@@ -54,13 +54,13 @@ class Screen:
         self._body = lru_cache(CACHED)(self._plain_body)
 
     def forbidden(self, number: int, mined: MiningRow) -> Forbidden:
-        """For row ``number``."""
+        """What the negatives of row ``number`` must keep away from."""
         known = self._collection.known(number, mined.row.query)
         positives = tuple(self._body(n) for n in sorted(known))
         return Forbidden(known, plain(mined.row.query), positives, mined.answers)
 
     def reason(self, document: int, forbidden: Forbidden, chosen: Sequence[int]) -> str | None:
-        """``positive``, ``query``, ``overlap``, ``answer``, ``repeat``; None for a negative as good as any."""
+        """``positive``, ``query``, ``overlap``, ``answer`` or ``repeat``; None if ``document`` may be a negative."""
         if document in forbidden.known:
             return "positive"
         body = self._body(document)
@@ -81,8 +81,8 @@ class Screen:
 def holds_answer(document: Document, body: str, answer: str, share: float = 0.5) -> bool:
     """Whether ``document`` (its title included; ``body`` is its :func:`plain` text) holds the answer or most of it.
 
-    To the letter or :func:`plain`; in scripts without spaces blanks do not count. A chunk that was cut inside the
-    answer holds at least half of it at its start or end; of a long answer ``share`` of the windows is enough.
+    Compared to the letter or :func:`plain`, in scripts without spaces ignoring blanks. A chunk cut inside the answer
+    holds at least half of it at its start or end; of a long answer ``share`` of the windows is enough.
     """
     wanted, whole = plain(answer), plain(document.text)
     if answer in document.text or (wanted and wanted in whole):
