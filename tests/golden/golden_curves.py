@@ -46,7 +46,10 @@ class Case:
 
 CASES = {
     "bge": Case("bge", (f"train_data={ROWS}", "use_self_distill=true", *TWELVE)),
-    "bge-cached": Case("bge", (f"train_data={ROWS}", "engine.token_budget=256", *TWELVE), "cached"),
+    # The recipe's learning rate of 1e-3 would multiply what processors round differently to more than the tolerance.
+    "bge-cached": Case(
+        "bge", (f"train_data={ROWS}", "learning_rate=1e-4", "engine.token_budget=256", *TWELVE), "cached"
+    ),
     "data": Case("data", (f"train_data={ROWS}", *TWELVE)),
     "data-cached": Case("data", (f"train_data={ROWS}", "seed=7", "engine.token_budget=256", *TWELVE), "cached"),
     "distill": Case(
